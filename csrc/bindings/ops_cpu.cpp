@@ -1,0 +1,124 @@
+// The CPU implementation of sparsekern::block_linear, through torch's stable ABI.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cpu/dispatch.h"
+
+namespace sparsekern {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+Activation parse_activation(const std::string& name) {
+  if (name == "none") return Activation::kNone;
+  if (name == "relu") return Activation::kRelu;
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "silu") return Activation::kSilu;
+  STD_TORCH_CHECK(false, "sparsekern::block_linear: expected an activation of none, relu, gelu, ",
+                  "silu, got '", name, "'");
+}
+
+const KernelInfo& pick_kernel(const std::string& name, int64_t block_rows, int64_t tokens) {
+  const KernelInfo* kernel =
+      name.empty() ? choose_kernel(block_rows, max64(1, tokens)) : find_kernel(name.c_str());
+  STD_TORCH_CHECK(kernel != nullptr, "sparsekern::block_linear: no kernel ",
+                  name.empty() ? "" : "named '" + name + "' ", "for blocks of ", block_rows,
+                  " rows; python -m sparsekern kernels lists them");
+  STD_TORCH_CHECK(kernel->run != nullptr && isa_supported(kernel->isa) && kernel->takes(block_rows),
+                  "sparsekern::block_linear: kernel '", kernel->name,
+                  "' does not run on this CPU or does not take blocks of ", block_rows, " rows");
+  return *kernel;
+}
+
+// The index values were verified when the weight was packed or loaded; shapes are checked here, at
+// each call, because a wrong one would read outside a tensor.
+BlockMatrix view_weight(const Tensor& values, const Tensor& columns, const Tensor& offsets,
+                        int64_t out_features, int64_t in_features) {
+  STD_TORCH_CHECK(values.scalar_type() == ScalarType::Float && values.dim() == 3 &&
+                      values.is_contiguous() && values.is_cpu(),
+                  "sparsekern::block_linear: expected contiguous float32 values [blocks, cols, rows] "
+                  "on the CPU");
+  BlockMatrix a;
+  a.out_features = out_features;
+  a.in_features = in_features;
+  a.cols = values.size(1);
+  a.rows = values.size(2);
+  STD_TORCH_CHECK(a.rows > 0 && a.cols > 0 && out_features > 0 && in_features > 0,
+                  "sparsekern::block_linear: expected sizes > 0");
+  STD_TORCH_CHECK(columns.scalar_type() == ScalarType::Short && columns.is_contiguous() &&
+                      columns.is_cpu() && columns.dim() == 1 && columns.size(0) == values.size(0),
+                  "sparsekern::block_linear: expected int16 columns [", values.size(0), "]");
+  STD_TORCH_CHECK(offsets.scalar_type() == ScalarType::Int && offsets.is_contiguous() &&
+                      offsets.is_cpu() && offsets.dim() == 1 &&
+                      offsets.size(0) == a.block_rows() + 1,
+                  "sparsekern::block_linear: expected int32 offsets [", a.block_rows() + 1, "]");
+  a.values = static_cast<const float*>(values.data_ptr());
+  a.columns = static_cast<const uint16_t*>(columns.data_ptr());
+  a.offsets = static_cast<const int32_t*>(offsets.data_ptr());
+  STD_TORCH_CHECK(a.offsets[a.block_rows()] == values.size(0),
+                  "sparsekern::block_linear: offsets end at ", a.offsets[a.block_rows()],
+                  ", expected the number of blocks, ", values.size(0));
+  return a;
+}
+
+void on_torch_threads(int64_t parts, void (*body)(int64_t, void*), void* context) {
+  if (parts == 1) return body(0, context);
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) body(part, context);
+  });
+}
+
+Tensor block_linear(const Tensor& x, const Tensor& values, const Tensor& columns,
+                    const Tensor& offsets, std::optional<Tensor> bias, int64_t out_features,
+                    int64_t in_features, std::string activation, std::string kernel_name) {
+  const BlockMatrix a = view_weight(values, columns, offsets, out_features, in_features);
+  const int64_t dims = x.dim();
+  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float,
+                  "sparsekern::block_linear: expected a float32 input on the CPU");
+  STD_TORCH_CHECK(dims >= 1 && x.size(dims - 1) == in_features,
+                  "sparsekern::block_linear: expected an input [..., ", in_features, "]");
+  std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
+  shape.back() = out_features;
+  int64_t tokens = 1;
+  for (int64_t i = 0; i + 1 < dims; ++i) tokens *= x.size(i);
+
+  // A matrix whose rows are contiguous is read where it is; anything else is copied first.
+  const bool rows_in_place = x.is_contiguous() ||
+                             (dims == 2 && x.stride(1) == 1 && x.stride(0) >= in_features);
+  const Tensor input = rows_in_place ? x : torch::stable::contiguous(x);
+  Tensor y = torch::stable::empty(shape, ScalarType::Float);
+
+  LinearCall call;
+  call.x = static_cast<const float*>(input.data_ptr());
+  call.x_stride = dims == 2 && tokens > 1 ? input.stride(0) : in_features;
+  call.y = static_cast<float*>(y.data_ptr());
+  call.y_stride = out_features;
+  call.bias = nullptr;
+  call.activation = parse_activation(activation);
+  Tensor dense_bias;
+  if (bias.has_value()) {
+    STD_TORCH_CHECK(bias->is_cpu() && bias->scalar_type() == ScalarType::Float &&
+                        bias->dim() == 1 && bias->size(0) == out_features,
+                    "sparsekern::block_linear: expected a float32 bias [", out_features, "]");
+    dense_bias = bias->is_contiguous() ? *bias : torch::stable::contiguous(*bias);
+    call.bias = static_cast<const float*>(dense_bias.data_ptr());
+  }
+  const KernelInfo& kernel = pick_kernel(kernel_name, a.rows, tokens);
+  run_linear(kernel, a, call, tokens, torch::stable::get_num_threads(), on_torch_threads);
+  return y;
+}
+
+}  // namespace
+}  // namespace sparsekern
+
+STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) {
+  m.impl("block_linear", TORCH_BOX(&sparsekern::block_linear));
+}

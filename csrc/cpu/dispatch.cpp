@@ -1,0 +1,163 @@
+#include "cpu/dispatch.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#if defined(__x86_64__)
+#define SPARSEKERN_ON_X86(kernel) kernel
+#else
+#define SPARSEKERN_ON_X86(kernel) nullptr
+#endif
+
+#define SPARSEKERN_KERNEL(name, isa, rows, multiple, min_tokens, panel)                  \
+  extern "C" void sparsekern_##name(const sparsekern::BlockMatrix*,                      \
+                                    const sparsekern::LinearCall*, const sparsekern::Share*);
+#include "cpu/kernels.inc"
+#undef SPARSEKERN_KERNEL
+
+namespace sparsekern {
+namespace {
+
+#define SPARSEKERN_SYMBOL_kPortable(name) sparsekern_##name
+#define SPARSEKERN_SYMBOL_kAvx2(name) SPARSEKERN_ON_X86(sparsekern_##name)
+#define SPARSEKERN_SYMBOL_kAvx512(name) SPARSEKERN_ON_X86(sparsekern_##name)
+#define SPARSEKERN_KERNEL(name, isa, rows, multiple, min_tokens, panel) \
+  {#name, Isa::isa, rows, multiple, min_tokens, panel, SPARSEKERN_SYMBOL_##isa(name)},
+constexpr KernelInfo kTable[] = {
+#include "cpu/kernels.inc"
+};
+#undef SPARSEKERN_KERNEL
+constexpr int kTableSize = sizeof(kTable) / sizeof(kTable[0]);
+
+constexpr int64_t kBatchFloats = 1 << 20;   // packed activations of a batch: 4 MiB a thread
+constexpr int64_t kFixedFloats = 64 * 1024; // K-tile splits, cells and slack of any kernel
+
+// Grows as needed and is kept: a call must not pay the page faults of fresh memory.
+class Scratch {
+ public:
+  float* reserve(int64_t floats) {
+    if (floats > size_) {
+      memory_.reset();
+      size_ = 0;
+      void* fresh = std::aligned_alloc(64, static_cast<size_t>(ceil_div(floats * 4, 64) * 64));
+      if (fresh == nullptr) throw std::bad_alloc();
+      memory_.reset(static_cast<float*>(fresh));
+      size_ = floats;
+    }
+    return memory_.get();
+  }
+
+ private:
+  struct Free {
+    void operator()(float* p) const { std::free(p); }
+  };
+  std::unique_ptr<float[], Free> memory_;
+  int64_t size_ = 0;
+};
+
+float* thread_scratch(int64_t floats) {
+  static thread_local Scratch scratch;
+  return scratch.reserve(floats);
+}
+
+// Threads worth waking: below some microseconds of work each, one thread alone is faster.
+int64_t useful_threads(const BlockMatrix& a, int64_t tokens, int64_t threads) {
+  constexpr int64_t kCyclesPerThread = 12000;
+  const int64_t weights = a.offsets[a.block_rows()] * a.rows * a.cols;
+  const int64_t multiply_add_cycles = weights * tokens / 16;
+  const int64_t load_cycles = weights * 4 / 16;
+  const int64_t cycles = max64(multiply_add_cycles, load_cycles);
+  return max64(1, min64(threads, cycles / kCyclesPerThread));
+}
+
+// A grid of shares: the tokens are cut evenly, the block rows by the number of their blocks.
+// Tokens are cut first: it balances whatever the pattern, and no activation is packed twice.
+struct Grid {
+  int64_t token_parts, row_parts;
+
+  Grid(int64_t tokens, int64_t panel, int64_t threads) {
+    token_parts = threads;
+    while (token_parts > 1 && (threads % token_parts != 0 || tokens < token_parts * panel)) {
+      --token_parts;
+    }
+    row_parts = threads / token_parts;
+  }
+};
+
+// First block row whose preceding blocks (and rows, which cost a little too) reach part / parts.
+int64_t row_boundary(const BlockMatrix& a, int64_t part, int64_t parts) {
+  const int64_t rows = a.block_rows();
+  const int64_t goal = (a.offsets[rows] + rows) * part / parts;
+  int64_t low = 0, high = rows;
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    if (a.offsets[middle] + middle < goal) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+}  // namespace
+
+const KernelInfo* kernel_table(int* count) {
+  *count = kTableSize;
+  return kTable;
+}
+
+const KernelInfo* choose_kernel(int64_t block_rows, int64_t tokens) {
+  for (const KernelInfo& kernel : kTable) {
+    if (kernel.isa <= isa_limit() && kernel.takes(block_rows) && tokens >= kernel.min_tokens) {
+      return &kernel;
+    }
+  }
+  return nullptr;
+}
+
+const KernelInfo* find_kernel(const char* name) {
+  for (const KernelInfo& kernel : kTable) {
+    if (std::strcmp(kernel.name, name) == 0) return &kernel;
+  }
+  return nullptr;
+}
+
+void run_linear(const KernelInfo& kernel, const BlockMatrix& a, const LinearCall& call,
+                int64_t tokens, int64_t threads, ParallelFor parallel_for) {
+  if (tokens == 0) return;
+  struct Task {
+    const KernelInfo& kernel;
+    const BlockMatrix& a;
+    const LinearCall& call;
+    int64_t tokens;
+    Grid grid;
+  } task{kernel, a, call, tokens, Grid(tokens, kernel.panel, useful_threads(a, tokens, threads))};
+
+  parallel_for(
+      task.grid.token_parts * task.grid.row_parts,
+      [](int64_t part, void* context) {
+        const Task& t = *static_cast<const Task*>(context);
+        const int64_t token_part = part % t.grid.token_parts, row_part = part / t.grid.token_parts;
+        Share share;
+        share.token_begin = t.tokens * token_part / t.grid.token_parts;
+        share.token_end = t.tokens * (token_part + 1) / t.grid.token_parts;
+        share.row_begin = row_boundary(t.a, row_part, t.grid.row_parts);
+        share.row_end = row_part + 1 == t.grid.row_parts
+                            ? t.a.block_rows()
+                            : row_boundary(t.a, row_part + 1, t.grid.row_parts);
+        if (share.row_begin == share.row_end) return;
+        const int64_t inputs = t.a.padded_in_features();
+        const int64_t panels = ceil_div(share.token_end - share.token_begin, t.kernel.panel);
+        const int64_t panel_floats = inputs * t.kernel.panel;
+        share.scratch_floats =
+            kFixedFloats + max64(panel_floats, min64(panels * panel_floats, kBatchFloats));
+        share.scratch = thread_scratch(share.scratch_floats);
+        t.kernel.run(&t.a, &t.call, &share);
+      },
+      &task);
+}
+
+}  // namespace sparsekern

@@ -1,0 +1,40 @@
+// From a call to kernels: which one, and how the work is shared between threads. Free of torch.
+#pragma once
+
+#include "core/cpu_info.h"
+#include "core/view.h"
+
+namespace sparsekern {
+
+struct KernelInfo {
+  const char* name;
+  Isa isa;
+  int64_t rows;
+  bool multiple;  // any multiple of `rows`, not just `rows`
+  int64_t min_tokens;
+  int64_t panel;
+  LinearKernel run;
+
+  bool takes(int64_t block_rows) const {
+    return multiple ? block_rows % rows == 0 : block_rows == rows;
+  }
+};
+
+// The kernel table, most preferred first.
+const KernelInfo* kernel_table(int* count);
+
+// First kernel of the table that takes the block, the number of tokens and the ISA limit; or null.
+const KernelInfo* choose_kernel(int64_t block_rows, int64_t tokens);
+
+// The kernel of that name; null if there is none.
+const KernelInfo* find_kernel(const char* name);
+
+// Runs body(0) ... body(parts - 1), on several threads or not.
+using ParallelFor = void (*)(int64_t parts, void (*body)(int64_t part, void* context),
+                             void* context);
+
+// y = activation(x W^T + bias) for `tokens` rows of x, on at most `threads` threads.
+void run_linear(const KernelInfo& kernel, const BlockMatrix& a, const LinearCall& call,
+                int64_t tokens, int64_t threads, ParallelFor parallel_for);
+
+}  // namespace sparsekern

@@ -1,0 +1,66 @@
+// AVX-512 (F, BW, VL, DQ): vectors of 16, 8 and 4 floats, 32 registers.
+//
+// Kernels for 16-row blocks use the 8-float form: with 32 registers it holds the same 24
+// accumulators, and cores that execute 512-bit operations in two halves (Zen 4) load two 256-bit
+// vectors a cycle but only one of 512 bits, which a one-vector-wide block would be bound by.
+#pragma once
+
+namespace sparsekern::avx512 {
+
+struct Vec16 {
+  using Reg = __m512;
+  static constexpr int kLanes = 16;
+
+  static SPARSEKERN_INLINE Reg zero() { return _mm512_setzero_ps(); }
+  static SPARSEKERN_INLINE Reg set(float x) { return _mm512_set1_ps(x); }
+  static SPARSEKERN_INLINE Reg splat(const float* p) { return _mm512_set1_ps(*p); }
+  static SPARSEKERN_INLINE Reg load(const float* p) { return _mm512_loadu_ps(p); }
+  static SPARSEKERN_INLINE void store(float* p, Reg v) { _mm512_storeu_ps(p, v); }
+  static SPARSEKERN_INLINE __mmask16 first(int n) {
+    return static_cast<__mmask16>((1u << n) - 1u);
+  }
+  static SPARSEKERN_INLINE Reg load_first(const float* p, int n) {
+    return _mm512_maskz_loadu_ps(first(n), p);
+  }
+  static SPARSEKERN_INLINE void store_first(float* p, Reg v, int n) {
+    _mm512_mask_storeu_ps(p, first(n), v);
+  }
+  static SPARSEKERN_INLINE Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+  static SPARSEKERN_INLINE Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
+  static SPARSEKERN_INLINE Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
+  static SPARSEKERN_INLINE Reg div(Reg a, Reg b) { return _mm512_div_ps(a, b); }
+  static SPARSEKERN_INLINE Reg min(Reg a, Reg b) { return _mm512_min_ps(a, b); }
+  static SPARSEKERN_INLINE Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }
+  static SPARSEKERN_INLINE Reg round(Reg a) {
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static SPARSEKERN_INLINE Reg exp2i(Reg n) {
+    const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
+  }
+
+  static SPARSEKERN_INLINE void load_transposed(const float* src, int64_t stride, int rows,
+                                                Reg out[16]) {
+    SPARSEKERN_UNROLL
+    for (int quarter = 0; quarter < 4; ++quarter) {
+      Reg quad[4];
+      SPARSEKERN_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const float* p = src + 4 * quarter;
+        const auto row = [&](int r) { return _mm_loadu_ps(p + (r < rows ? r : rows - 1) * stride); };
+        quad[i] = _mm512_castps128_ps512(row(i));
+        quad[i] = _mm512_insertf32x4(quad[i], row(i + 4), 1);
+        quad[i] = _mm512_insertf32x4(quad[i], row(i + 8), 2);
+        quad[i] = _mm512_insertf32x4(quad[i], row(i + 12), 3);
+      }
+      const Reg a = _mm512_unpacklo_ps(quad[0], quad[1]), b = _mm512_unpackhi_ps(quad[0], quad[1]);
+      const Reg c = _mm512_unpacklo_ps(quad[2], quad[3]), d = _mm512_unpackhi_ps(quad[2], quad[3]);
+      out[4 * quarter + 0] = _mm512_shuffle_ps(a, c, 0x44);
+      out[4 * quarter + 1] = _mm512_shuffle_ps(a, c, 0xee);
+      out[4 * quarter + 2] = _mm512_shuffle_ps(b, d, 0x44);
+      out[4 * quarter + 3] = _mm512_shuffle_ps(b, d, 0xee);
+    }
+  }
+};
+
+}  // namespace sparsekern::avx512

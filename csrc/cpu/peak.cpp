@@ -1,0 +1,109 @@
+#include "cpu/peak.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <memory>
+
+#include "core/cpu_info.h"
+
+namespace sparsekern {
+namespace {
+
+double now() {
+  using Clock = std::chrono::steady_clock;
+  return std::chrono::duration<double>(Clock::now().time_since_epoch()).count();
+}
+
+#if defined(__x86_64__)
+// Written in assembly: it measures the machine, so no compiler may improve it. Twelve independent
+// chains cover the latency of two multiply-adds a cycle.
+#define CHAIN(reg) "vfmadd231ps %%" reg "15, %%" reg "14, %%" reg
+#define ROUND(reg)                                                                       \
+  CHAIN(reg) "0\n" CHAIN(reg) "1\n" CHAIN(reg) "2\n" CHAIN(reg) "3\n" CHAIN(reg) "4\n"    \
+      CHAIN(reg) "5\n" CHAIN(reg) "6\n" CHAIN(reg) "7\n" CHAIN(reg) "8\n" CHAIN(reg) "9\n" \
+          CHAIN(reg) "10\n" CHAIN(reg) "11\n"
+constexpr int64_t kChains = 12;
+
+void chains_avx2(int64_t rounds) {
+  __asm__ volatile("vxorps %%ymm14, %%ymm14, %%ymm14\nvxorps %%ymm15, %%ymm15, %%ymm15\n1:\n" ROUND(
+                       "ymm") "dec %0\njnz 1b\nvzeroupper\n"
+                   : "+r"(rounds)
+                   :
+                   : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
+                     "xmm9", "xmm10", "xmm11", "xmm14", "xmm15");
+}
+
+void chains_avx512(int64_t rounds) {
+  __asm__ volatile("vxorps %%zmm14, %%zmm14, %%zmm14\nvxorps %%zmm15, %%zmm15, %%zmm15\n1:\n" ROUND(
+                       "zmm") "dec %0\njnz 1b\nvzeroupper\n"
+                   : "+r"(rounds)
+                   :
+                   : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
+                     "xmm9", "xmm10", "xmm11", "xmm14", "xmm15");
+}
+#endif
+
+#if defined(__x86_64__)
+#define SPARSEKERN_IN_REGISTER(v) "+x"(v)
+#elif defined(__aarch64__)
+#define SPARSEKERN_IN_REGISTER(v) "+w"(v)
+#else
+#define SPARSEKERN_IN_REGISTER(v) "+m"(v)
+#endif
+
+void chains_portable(int64_t rounds) {
+  typedef float Reg __attribute__((vector_size(16)));
+  Reg sums[8] = {};
+  Reg factor = {0.5f, 0.5f, 0.5f, 0.5f};
+  for (int64_t i = 0; i < rounds; ++i) {
+    for (Reg& sum : sums) sum = sum * factor + factor;
+    for (Reg& sum : sums) __asm__ volatile("" : SPARSEKERN_IN_REGISTER(sum));
+  }
+}
+
+}  // namespace
+
+double fma_peak_gflops(double seconds) {
+  void (*chains)(int64_t) = chains_portable;
+  int64_t flops_a_round = 8 * 4 * 2;
+#if defined(__x86_64__)
+  if (isa_limit() == Isa::kAvx2) {
+    chains = chains_avx2;
+    flops_a_round = kChains * 8 * 2;
+  } else if (isa_limit() == Isa::kAvx512) {
+    chains = chains_avx512;
+    flops_a_round = kChains * 16 * 2;
+  }
+#endif
+  constexpr int64_t kRounds = 200000;
+  double best = 0;
+  for (const double end = now() + seconds; now() < end;) {
+    const double start = now();
+    chains(kRounds);
+    best = std::max(best, double(kRounds) * double(flops_a_round) / (now() - start));
+  }
+  return best * 1e-9;
+}
+
+double read_bandwidth_gbs(int64_t bytes, double seconds) {
+  typedef int64_t Reg __attribute__((vector_size(32)));
+  const int64_t count = std::max<int64_t>(4, bytes / int64_t(sizeof(Reg)) / 4 * 4);
+  std::unique_ptr<Reg, void (*)(void*)> buffer(
+      static_cast<Reg*>(std::aligned_alloc(64, size_t(count) * sizeof(Reg) / 64 * 64 + 64)),
+      std::free);
+  for (int64_t i = 0; i < count; ++i) buffer.get()[i] = Reg{i, i, i, i};
+  double best = 0;
+  for (const double end = now() + seconds; now() < end;) {
+    const double start = now();
+    Reg sums[4] = {};
+    for (int64_t i = 0; i < count; i += 4) {
+      for (int j = 0; j < 4; ++j) sums[j] += buffer.get()[i + j];
+    }
+    for (Reg& sum : sums) __asm__ volatile("" : : "m"(sum));
+    best = std::max(best, double(count) * sizeof(Reg) / (now() - start));
+  }
+  return best * 1e-9;
+}
+
+}  // namespace sparsekern

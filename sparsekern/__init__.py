@@ -1,0 +1,27 @@
+"""sparsekern: block-sparse kernels that make pruned PyTorch models faster."""
+
+from ._native import apply_isa_limit as _apply_isa_limit
+
+_apply_isa_limit()
+
+from . import backends as _backends  # noqa: E402, F401  (registers the back ends)
+from .layouts import Block, Channel, PackedWeight, Unstructured, pack  # noqa: E402
+from .nn import SparseLinear, linear  # noqa: E402
+from .plan import KernelRecord, Target, kernels  # noqa: E402
+from .prune import make_mask  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Block",
+    "Channel",
+    "KernelRecord",
+    "PackedWeight",
+    "SparseLinear",
+    "Target",
+    "Unstructured",
+    "kernels",
+    "linear",
+    "make_mask",
+    "pack",
+]

@@ -1,0 +1,40 @@
+"""The compiled module, or None with the reason why it is not there."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+ENV_ISA = "SPARSEKERN_ISA"
+
+native: Any = None
+"""The compiled module ``sparsekern._C``, or None in a pure-Python installation."""
+
+failure: str | None = None
+"""Why ``native`` is None."""
+
+if not TYPE_CHECKING:
+    import torch  # noqa: F401  (the compiled module links against torch's libraries)
+
+    try:
+        from . import _C as native
+    except ImportError as error:
+        failure = str(error)
+
+
+def apply_isa_limit() -> None:
+    """Lower the instruction set to what ``SPARSEKERN_ISA`` names.
+
+    Raises:
+        RuntimeError: the variable names a level that does not exist or that this CPU lacks.
+    """
+    wanted = os.environ.get(ENV_ISA)
+    if not wanted or native is None:
+        return
+    supported = native.isa_supported()
+    if wanted not in supported:
+        raise RuntimeError(
+            f"{ENV_ISA}={wanted}: expected one of {', '.join(supported)}, which is what this CPU and its "
+            f"operating system support; unset the variable to use {supported[-1]}"
+        )
+    native.set_isa(wanted)

@@ -1,0 +1,10 @@
+"""The back ends, most preferred first. Importing this package registers them."""
+
+from ..plan.registry import register_backend
+from .cpu import CpuBackend
+from .reference import ReferenceBackend
+
+register_backend(CpuBackend())
+register_backend(ReferenceBackend())
+
+__all__ = ["CpuBackend", "ReferenceBackend"]

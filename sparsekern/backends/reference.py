@@ -1,0 +1,51 @@
+"""The back end that is always right: unpack, then dense PyTorch. It serves what no kernel does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..layouts import WEIGHT_DTYPES, Granularity, registered
+from ..plan.registry import Backend, KernelRecord, Request
+
+
+class ReferenceBackend(Backend):
+    """Serves every granularity, dtype and device, at dense speed or below."""
+
+    name: ClassVar[str] = "reference"
+
+    def kernels(self) -> list[KernelRecord]:
+        dtypes = tuple(str(d).removeprefix("torch.") for d in WEIGHT_DTYPES)
+        return [
+            KernelRecord(
+                name=f"reference_{kind}",
+                backend=self.name,
+                op="linear",
+                granularity=f"{kind} (any)",
+                dtypes=dtypes,
+                isa="torch",
+                tokens="any",
+                runs_here=True,
+            )
+            for kind in registered()
+        ]
+
+    def refusal(self, request: Request) -> str | None:
+        return None
+
+    def kernel_name(self, request: Request, tokens: int) -> str:
+        return f"reference_{request.granularity.kind}"
+
+    def linear(
+        self,
+        x: Tensor,
+        granularity: Granularity,
+        shape: tuple[int, int],
+        tensors: Sequence[Tensor],
+        bias: Tensor | None,
+        activation: str,
+    ) -> Tensor:
+        return torch.ops.sparsekern.linear(x, tensors, bias, granularity.spec, shape[0], shape[1], activation)

@@ -1,0 +1,24 @@
+"""The IR: one file a granularity. Imports torch and nothing else of this package."""
+
+from .block import Block
+from .channel import Channel
+from .granularity import Granularity, Parts, parse, register, registered, unregister
+from .packed import WEIGHT_DTYPES, PackedWeight, check_mask, check_weight, pack
+from .unstructured import Unstructured
+
+__all__ = [
+    "WEIGHT_DTYPES",
+    "Block",
+    "Channel",
+    "Granularity",
+    "PackedWeight",
+    "Parts",
+    "Unstructured",
+    "check_mask",
+    "check_weight",
+    "pack",
+    "parse",
+    "register",
+    "registered",
+    "unregister",
+]

@@ -1,0 +1,131 @@
+"""``SparseLinear``: a drop-in for ``nn.Linear`` whose weight is packed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..layouts import Granularity, PackedWeight, pack
+from ..ops import check_linear
+from ..plan import Backend, Request, select
+from ..prune import make_mask
+
+
+class SparseLinear(nn.Module):
+    """``y = activation(x @ W.T + bias)`` with ``W`` packed.
+
+    The packed tensors are buffers under their own names (``values``, ``columns``, ``offsets`` for
+    blocks) and ``bias`` is a Parameter, so ``state_dict``, ``deepcopy``, pickling, ``.to``, compiling
+    and exporting work as for any module. Gradients reach the input, the bias and, after
+    ``layer.values.requires_grad_()``, the kept weights.
+
+    Args:
+        packed: the weight ``[out, in]``.
+        bias: ``[out]`` or None.
+        activation: None, ``"relu"``, ``"gelu"`` or ``"silu"``, fused.
+        name: how errors call this layer.
+    """
+
+    def __init__(
+        self,
+        packed: PackedWeight,
+        bias: Tensor | None = None,
+        activation: str | None = None,
+        name: str = "SparseLinear",
+    ) -> None:
+        super().__init__()
+        self.out_features, self.in_features = packed.shape
+        self.granularity = packed.granularity
+        self.activation = activation or "none"
+        self.name = name
+        for part, tensor in packed.parts.items():
+            self.register_buffer(part, tensor)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+        probe = packed.values.new_empty(0, self.in_features)
+        check_linear(probe, packed.dtype, self.bias, self.out_features, self.in_features, self.activation, name)
+
+    @classmethod
+    def from_dense(
+        cls,
+        linear: nn.Linear,
+        granularity: Granularity,
+        sparsity: float | None = None,
+        mask: Tensor | None = None,
+    ) -> SparseLinear:
+        """Prune and pack an ``nn.Linear``.
+
+        Args:
+            linear: the dense layer; it is left as it was.
+            granularity: groups that are kept or dropped together.
+            sparsity: share of the groups to drop by magnitude, in [0, 1).
+            mask: bool ``[out, in]``, True = kept, instead of ``sparsity``. With neither, the zeros of
+                the weight are the mask.
+
+        Raises:
+            TypeError: not an ``nn.Linear``.
+            ValueError: both ``sparsity`` and ``mask``, or what :func:`sparsekern.pack` refuses.
+        """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"SparseLinear.from_dense: expected an nn.Linear, got {type(linear).__name__}")
+        if sparsity is not None and mask is not None:
+            raise ValueError("SparseLinear.from_dense: give sparsity or mask, not both")
+        if sparsity is not None:
+            mask = make_mask(linear.weight, granularity, sparsity)
+        layer = cls(pack(linear.weight, granularity, mask), linear.bias)
+        return layer.train(linear.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]``."""
+        buffers = self._buffers
+        tensors = [buffers[name] for name in self.granularity.part_names]
+        shape = (self.out_features, self.in_features)
+        if x.shape[-1:] != (self.in_features,) or x.dtype != tensors[0].dtype:
+            check_linear(x, tensors[0].dtype, self.bias, *shape, self.activation, self.name)
+        return self._backend().linear(x, self.granularity, shape, tensors, self.bias, self.activation)
+
+    @property
+    def packed(self) -> PackedWeight:
+        """The weight as a :class:`PackedWeight` that shares this layer's tensors."""
+        parts = {name: self.get_buffer(name) for name in self.granularity.part_names}
+        return PackedWeight(self.granularity, (self.out_features, self.in_features), parts)
+
+    def to_dense(self) -> nn.Module:
+        """The dense layer with the same outputs: an ``nn.Linear``, with its activation behind it."""
+        weight = self.packed.to_dense()
+        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, weight.device, weight.dtype)
+        dense.weight = nn.Parameter(weight)
+        if self.bias is not None:
+            dense.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
+        if self.activation == "none":
+            return dense.train(self.training)
+        activation = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}[self.activation]()
+        return nn.Sequential(dense, activation).train(self.training)
+
+    def extra_repr(self) -> str:
+        """Shape, granularity and density, for ``print(model)``."""
+        fused = "" if self.activation == "none" else f", activation={self.activation}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"granularity={self.granularity.label}, density={self.packed.density:.3g}{fused}"
+        )
+
+    def _backend(self) -> Backend:
+        values = self._buffers[self.granularity.part_names[0]]
+        assert values is not None
+        shape = (self.out_features, self.in_features)
+        return select(Request(self.granularity, shape, values.dtype, values.device.type))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take packed tensors of any number of blocks, once verified: kernels trust their indices."""
+        names = self.granularity.part_names
+        if all(prefix + name in state_dict for name in names):
+            tensors = [state_dict[prefix + name] for name in names]
+            shape = (self.out_features, self.in_features)
+            loaded = PackedWeight.from_tensors(self.granularity, shape, tensors, prefix.rstrip(".") or self.name)
+            for name, tensor in loaded.parts.items():
+                own = self.get_buffer(name)
+                if own.shape != tensor.shape:
+                    self.register_buffer(name, torch.empty_like(tensor, device=own.device, dtype=own.dtype))
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,244 @@
+"""Every torch op of the package: schema, reference implementation, fake, autograd, FLOP count.
+
+``sparsekern::linear`` takes any granularity and is plain torch. ``sparsekern::block_linear`` is the
+same function for block layouts; native code adds faster implementations of it and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from .layouts import Block, Granularity, parse
+
+ACTIVATIONS = ("none", "relu", "gelu", "silu")
+"""Fused activations; ``gelu`` is the exact one (erf), as ``torch.nn.functional.gelu``."""
+
+_LIB = torch.library.Library("sparsekern", "DEF")
+_LIB.define(
+    "linear(Tensor x, Tensor[] weight, Tensor? bias, str granularity, int out_features, int in_features,"
+    " str activation) -> Tensor"
+)
+_LIB.define(
+    "block_linear(Tensor x, Tensor values, Tensor columns, Tensor offsets, Tensor? bias,"
+    " int out_features, int in_features, str activation, str kernel) -> Tensor"
+)
+_LIB.define(
+    "linear_grad_input(Tensor grad, Tensor[] weight, str granularity, int out_features, int in_features) -> Tensor"
+)
+_LIB.define(
+    "linear_grad_values(Tensor grad, Tensor x, Tensor[] weight, str granularity, int out_features,"
+    " int in_features) -> Tensor"
+)
+
+parse_cached = lru_cache(maxsize=256)(parse)
+
+
+def _parts(granularity: Granularity, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    return dict(zip(granularity.part_names, tensors, strict=True))
+
+
+def _apply_activation(y: Tensor, activation: str) -> Tensor:
+    if activation == "none":
+        return y
+    return {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}[activation](y)
+
+
+def check_linear(
+    x: Tensor, dtype: torch.dtype, bias: Tensor | None, out_features: int, in_features: int, activation: str, what: str
+) -> None:
+    """Refuse arguments that do not fit a packed weight.
+
+    Raises:
+        TypeError: a dtype differs from the weight's.
+        ValueError: a shape differs, or the activation is unknown. Both name ``what``.
+    """
+    if x.dtype != dtype:
+        raise TypeError(f"{what}: expected an input of {dtype} like the weight, got {x.dtype}; cast one of them")
+    if x.dim() == 0 or x.shape[-1] != in_features:
+        raise ValueError(f"{what}: expected an input [..., {in_features}], got {list(x.shape)}")
+    if bias is not None and (bias.dtype != dtype or bias.shape != (out_features,)):
+        raise ValueError(
+            f"{what}: expected a bias of {dtype} and shape [{out_features}], got {bias.dtype} {list(bias.shape)}"
+        )
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{what}: expected an activation of {', '.join(ACTIVATIONS)}, got {activation!r}")
+
+
+# ---- reference implementations ------------------------------------------------------------------
+
+
+@torch.library.impl(_LIB, "linear", "CompositeExplicitAutograd")
+def _linear(
+    x: Tensor,
+    weight: list[Tensor],
+    bias: Tensor | None,
+    granularity: str,
+    out_features: int,
+    in_features: int,
+    activation: str,
+) -> Tensor:
+    check_linear(x, weight[0].dtype, bias, out_features, in_features, activation, "sparsekern::linear")
+    layout = parse_cached(granularity)
+    dense = layout.unpack(_parts(layout, weight), (out_features, in_features))
+    return _apply_activation(F.linear(x, dense, bias), activation)
+
+
+@torch.library.impl(_LIB, "block_linear", "CompositeExplicitAutograd")
+def _block_linear(
+    x: Tensor,
+    values: Tensor,
+    columns: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    in_features: int,
+    activation: str,
+    kernel: str,
+) -> Tensor:
+    if kernel:
+        raise ValueError(f"sparsekern::block_linear: kernel {kernel!r} does not run on {x.device} with {x.dtype}")
+    spec = _block_spec(values)
+    return _linear(x, [values, columns, offsets], bias, spec, out_features, in_features, activation)
+
+
+@torch.library.impl(_LIB, "linear_grad_input", "CompositeExplicitAutograd")
+def _linear_grad_input(
+    grad: Tensor, weight: list[Tensor], granularity: str, out_features: int, in_features: int
+) -> Tensor:
+    layout = parse_cached(granularity)
+    return grad @ layout.unpack(_parts(layout, weight), (out_features, in_features))
+
+
+@torch.library.impl(_LIB, "linear_grad_values", "CompositeExplicitAutograd")
+def _linear_grad_values(
+    grad: Tensor, x: Tensor, weight: list[Tensor], granularity: str, out_features: int, in_features: int
+) -> Tensor:
+    layout = parse_cached(granularity)
+    dense = grad.reshape(-1, out_features).T @ x.reshape(-1, in_features)
+    return layout.gather(dense, _parts(layout, weight))
+
+
+def _block_spec(values: Tensor) -> str:
+    return Block(rows=values.shape[2], cols=values.shape[1]).spec
+
+
+# ---- fakes ---------------------------------------------------------------------------------------
+
+
+@torch.library.register_fake("sparsekern::linear", lib=_LIB)
+def _(x: Tensor, weight: list[Tensor], bias: Tensor | None, granularity: str, out_features: int, *rest: Any) -> Tensor:
+    return x.new_empty(*x.shape[:-1], out_features)
+
+
+@torch.library.register_fake("sparsekern::block_linear", lib=_LIB)
+def _(
+    x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor, bias: Tensor | None, out_features: int, *rest: Any
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], out_features)
+
+
+@torch.library.register_fake("sparsekern::linear_grad_input", lib=_LIB)
+def _(grad: Tensor, weight: list[Tensor], granularity: str, out_features: int, in_features: int) -> Tensor:
+    return grad.new_empty(*grad.shape[:-1], in_features)
+
+
+@torch.library.register_fake("sparsekern::linear_grad_values", lib=_LIB)
+def _(grad: Tensor, x: Tensor, weight: list[Tensor], *rest: Any) -> Tensor:
+    return torch.empty_like(weight[0])
+
+
+# ---- autograd ------------------------------------------------------------------------------------
+
+
+def _grad_before_activation(grad: Tensor, y: Tensor, activation: str) -> Tensor:
+    """Gradient with respect to ``y``, the output before the activation."""
+    if activation == "relu":
+        return grad * (y > 0)
+    if activation == "gelu":
+        return torch.ops.aten.gelu_backward(grad, y)
+    return torch.ops.aten.silu_backward(grad, y)
+
+
+def _backward(
+    ctx: Any, grad: Tensor, granularity: str, out_features: int, in_features: int, activation: str
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of input, values and bias; the activation's input is recomputed, not saved."""
+    x, bias, *weight = ctx.saved_tensors
+    shape = (granularity, out_features, in_features)
+    if activation != "none":
+        grad = _grad_before_activation(grad, torch.ops.sparsekern.linear(x, weight, bias, *shape, "none"), activation)
+    want_x, want_values, want_bias = ctx.wanted
+    grad_x = torch.ops.sparsekern.linear_grad_input(grad, weight, *shape) if want_x else None
+    grad_values = torch.ops.sparsekern.linear_grad_values(grad, x, weight, *shape) if want_values else None
+    grad_bias = grad.reshape(-1, out_features).sum(0) if want_bias else None
+    return grad_x, grad_values, grad_bias
+
+
+def _setup_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, granularity, out_features, in_features, activation = inputs
+    ctx.save_for_backward(x, bias, *weight)
+    ctx.wanted = (x.requires_grad, weight[0].requires_grad, bias is not None and bias.requires_grad)
+    ctx.constants = (granularity, out_features, in_features, activation)
+    ctx.tensors = len(weight)
+
+
+def _backward_linear(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    grad_x, grad_values, grad_bias = _backward(ctx, grad, *ctx.constants)
+    return grad_x, [grad_values] + [None] * (ctx.tensors - 1), grad_bias, None, None, None, None
+
+
+def _setup_block_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, columns, offsets, bias, out_features, in_features, activation, _ = inputs
+    ctx.save_for_backward(x, bias, values, columns, offsets)
+    ctx.wanted = (x.requires_grad, values.requires_grad, bias is not None and bias.requires_grad)
+    ctx.constants = (_block_spec(values), out_features, in_features, activation)
+
+
+def _backward_block_linear(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    grad_x, grad_values, grad_bias = _backward(ctx, grad, *ctx.constants)
+    return grad_x, grad_values, None, None, grad_bias, None, None, None, None
+
+
+def _refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError("sparsekern: no second derivatives; call densify_ first if you need them")
+
+
+torch.library.register_autograd(
+    "sparsekern::linear", _backward_linear, setup_context=_setup_linear, lib=_LIB
+)
+torch.library.register_autograd(
+    "sparsekern::block_linear", _backward_block_linear, setup_context=_setup_block_linear, lib=_LIB
+)
+for _op in ("linear_grad_input", "linear_grad_values"):
+    torch.library.register_autograd(f"sparsekern::{_op}", _refuse_double_backward, lib=_LIB)
+
+
+# ---- FLOP counts ---------------------------------------------------------------------------------
+
+
+@register_flop_formula(torch.ops.sparsekern.linear)
+def _(x_shape: Sequence[int], weight_shapes: Sequence[Sequence[int]], *rest: Any, **kwargs: Any) -> int:
+    return _flops(x_shape, weight_shapes[0])
+
+
+@register_flop_formula(torch.ops.sparsekern.block_linear)
+def _(x_shape: Sequence[int], values_shape: Sequence[int], *rest: Any, **kwargs: Any) -> int:
+    return _flops(x_shape, values_shape)
+
+
+def _flops(x_shape: Sequence[int], values_shape: Sequence[int]) -> int:
+    """Two operations for each stored weight and token: what the kernels really do."""
+    tokens = 1
+    for side in x_shape[:-1]:
+        tokens *= side
+    stored = 1
+    for side in values_shape:
+        stored *= side
+    return 2 * tokens * stored
