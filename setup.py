@@ -130,7 +130,7 @@ def native_extension(torch: ModuleType) -> Extension:
         "sparsekern._C",
         sources=sorted(sources),
         depends=sorted(headers),
-        include_dirs=["csrc"],
+        include_dirs=[str(ROOT / "csrc")],
         language="c++",
         extra_compile_args=[*compile_args, *include_flags(torch)],
         extra_link_args=link_args,

@@ -1,0 +1,85 @@
+"""What doctor finds, and what it says about what is missing."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparsekern import _native
+from sparsekern.cli import doctor
+from sparsekern.cli.main import main
+
+
+def facts(capsys: pytest.CaptureFixture[str]) -> doctor.Facts:
+    assert main(["doctor", "--json"]) == 0
+    found: doctor.Facts = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_says_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
+    found = facts(capsys)
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["cpu"]["threads"] == torch.get_num_threads()
+    assert "reference" in found["kernels"]
+    assert main(["doctor"]) == 0
+    assert torch.__version__ in capsys.readouterr().out
+
+
+@pytest.mark.skipif(_native.native is None, reason="needs the native library")
+def test_native_build_is_described(capsys: pytest.CaptureFixture[str]) -> None:
+    found = facts(capsys)
+    assert found["native"]["built"] and found["native"]["compiler"]
+    assert found["isa"]["active"] in found["isa"]["supported"]
+    assert found["kernels"]["cpu"]
+
+
+@pytest.mark.skipif(_native.native is None, reason="needs the native library")
+def test_kernels_above_the_level_in_use_are_not_active(capsys: pytest.CaptureFixture[str]) -> None:
+    before = _native.native.isa()
+    _native.native.set_isa("portable")
+    try:
+        assert all(name.endswith("portable") for name in facts(capsys)["kernels"]["cpu"])
+    finally:
+        _native.native.set_isa(before)
+
+
+def test_library_that_does_not_load_is_a_problem_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_native, "native", None)
+    monkeypatch.setattr(_native, "failure", "undefined symbol: aoti_torch_empty")
+    record = {"native": True, "torch": "2.10.0"}
+    monkeypatch.setattr(doctor, "_build_record", lambda: record)
+    found = facts(capsys)
+    assert not found["native"]["built"]
+    assert "undefined symbol" in found["native"]["reason"] and "2.10.0" in found["native"]["reason"]
+    main(["doctor"])
+    assert "pip install" in capsys.readouterr().out
+
+
+def test_missing_extra_comes_with_its_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    declared = ['rich; extra == "cli"', 'no-such-package>=2,<3; extra == "demo"', 'pytest; extra == "test"']
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: declared)
+    extras = facts(capsys)["extras"]
+    assert set(extras) == {"cli", "demo", "demo data"}
+    assert extras["demo"] == {"missing": ["no-such-package>=2,<3"], "fix": 'pip install "no-such-package>=2,<3"'}
+
+
+def test_instruction_set_that_the_cpu_lacks_is_a_problem_not_a_crash(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if _native.native is None:
+        pytest.skip("needs the native library")
+    monkeypatch.setenv("SPARSEKERN_ISA", "avx9000")
+    found = facts(capsys)
+    assert found["isa"]["SPARSEKERN_ISA"] == "avx9000"
+    assert any("SPARSEKERN_ISA=avx9000" in problem for problem in found["problems"])
+
+
+def test_build_record_is_optional(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(_native, "native", None)
+    monkeypatch.setattr(doctor, "BUILD_RECORD", tmp_path / "build_info.json")
+    assert "never built" in doctor.native_facts()["reason"]

@@ -1,0 +1,51 @@
+"""What the repository says in two places agrees."""
+
+import importlib.util
+import platform
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from sparsekern._native import native
+
+ROOT = Path(__file__).resolve().parents[2]
+# The table lists every kernel of the library; a library for another processor has fewer.
+full_table = pytest.mark.skipif(
+    native is None or platform.machine() not in ("x86_64", "AMD64"), reason="needs the native library for x86-64"
+)
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate_tables", ROOT / "tools" / "generate_tables.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@full_table
+@pytest.mark.parametrize("name", ["README.md", "docs/kernels.md"])
+def test_generated_tables_are_current(name: str) -> None:
+    text = (ROOT / name).read_text()
+    assert "<!-- table: " in text
+    assert generator().render(text) == text, "run `make docs`"
+
+
+def test_pre_commit_pins_the_tools_of_the_dev_extra() -> None:
+    pin = r"((?:ruff|clang-format|codespell)==[\d.]+)"
+    hooks = set(re.findall(pin, (ROOT / ".pre-commit-config.yaml").read_text()))
+    assert hooks == set(re.findall(pin, (ROOT / "pyproject.toml").read_text()))
+
+
+def test_makefile_installs_the_demo_data_that_doctor_names() -> None:
+    from sparsekern.cli.doctor import DEMO_DATA
+
+    assert f"DEMO_DATA := {' '.join(DEMO_DATA)}\n" in (ROOT / "Makefile").read_text()
+
+
+def test_local_links_lead_somewhere() -> None:
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"

@@ -1,0 +1,72 @@
+"""Write the tables that the documentation owes to the kernel registry, between their markers.
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``; ``make docs`` renews it
+and tests/packaging/test_docs.py fails when one is stale.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import sparsekern as sk
+
+ROOT = Path(__file__).resolve().parents[1]
+ISAS = {"avx512": "AVX-512", "avx2": "AVX2", "portable": "portable C++"}
+
+
+def documents() -> list[Path]:
+    """The files in which tables may stand."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def kernel_table() -> str:
+    """Every kernel, one line each, whatever this machine can run."""
+    columns = ("kernel", "op", "granularity", "weights", "ISA", "tokens")
+    rows = [(f"`{k.name}`", f"`{k.op}`", k.granularity, ", ".join(k.dtypes), k.isa, k.tokens) for k in sk.kernels()]
+    return _markdown(columns, rows)
+
+
+def support_matrix() -> str:
+    """What has a hand-written kernel on which instruction set; the reference back end serves the rest."""
+    isas_of: dict[tuple[str, str], set[str]] = {}
+    for kernel in sk.kernels():
+        isas_of.setdefault((kernel.granularity, ", ".join(kernel.dtypes)), set()).add(kernel.isa)
+    rows = [
+        (granularity, dtypes, *("kernel" if isa in isas else "reference" for isa in ISAS))
+        for (granularity, dtypes), isas in isas_of.items()
+        if not any(_contains(other, granularity) for other, _ in isas_of)
+    ]
+    return _markdown(("granularity", "weights", *ISAS.values()), rows)
+
+
+def _contains(wide: str, narrow: str) -> bool:
+    """Whether blocks of ``narrow``, such as ``32n x c``, are all of ``wide``, such as ``16n x c``."""
+    multiples = [re.fullmatch(r"(\d+)n x c", text) for text in (wide, narrow)]
+    if wide == narrow or None in multiples:
+        return False
+    step, other = (int(found[1]) for found in multiples if found)
+    return other % step == 0
+
+
+TABLES: dict[str, Callable[[], str]] = {"kernels": kernel_table, "support": support_matrix}
+
+
+def render(text: str) -> str:
+    """The document with each of its tables as the registry has it now."""
+
+    def renew(found: re.Match[str]) -> str:
+        return f"{found[1]}\n\n{TABLES[found[2]]()}\n\n{found[3]}"
+
+    return re.sub(r"(<!-- table: (\w+) -->).*?(<!-- end of table -->)", renew, text, flags=re.DOTALL)
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    for path in documents():
+        path.write_text(render(path.read_text()))
