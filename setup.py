@@ -63,7 +63,8 @@ def borrow_torch() -> ModuleType:
     except ImportError as error:
         raise NoNativeBuildError(
             f"torch could not be imported while building ({error})",
-            "install torch first, then run: pip install --no-build-isolation --force-reinstall --no-deps .",
+            "install torch, then run: pip install --force-reinstall --no-deps . "
+            "(with a front end other than pip, such as uv, add --no-build-isolation)",
         ) from error
     found = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if found < OLDEST_TORCH:

@@ -107,7 +107,7 @@ def native_facts() -> Facts:
     return {
         "built": False,
         "reason": f"the library (built against torch {record['torch']}) does not load: {_native.failure}",
-        "fix": "pip install --no-build-isolation --force-reinstall --no-deps .",
+        "fix": "pip install --force-reinstall --no-deps .",
     }
 
 
