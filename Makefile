@@ -60,8 +60,8 @@ docs: build ## write the generated tables into README.md and docs/
 bench: $(VENV)/.bench build ## measure the linear kernels against dense PyTorch
 	$(BIN)/python bench/linear.py
 
-clean: ## remove what was built, and the virtual environment
-	rm -rf build dist sparsekern.egg-info sparsekern/*.so sparsekern/build_info.json $(VENV)
+clean: ## remove what was built; the virtual environment stays
+	rm -rf build dist sparsekern.egg-info sparsekern/*.so sparsekern/build_info.json $(VENV)/.package
 
 # Each stamp is one step of the installation; it repeats only when the declared dependencies change.
 $(VENV)/.torch:
