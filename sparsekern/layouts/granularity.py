@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -38,7 +39,7 @@ class Granularity(ABC):
     def label(self) -> str:
         """Short name for people, such as ``16x1``."""
 
-    @property
+    @cached_property
     def spec(self) -> str:
         """Text form that :func:`parse` reads back, such as ``block(16,1)``."""
         values = [getattr(self, f.name) for f in dataclasses.fields(self)]  # type: ignore[arg-type]

@@ -27,6 +27,11 @@ class PackedWeight:
     shape: tuple[int, int]
     parts: Parts = field(repr=False)
 
+    def __post_init__(self) -> None:
+        # Computes and keeps it: compiled code must find a string there, as torch.compile would turn the
+        # integers it is made from into symbols once it has met two granularities.
+        _ = self.granularity.spec
+
     @classmethod
     def from_tensors(
         cls, granularity: Granularity, shape: tuple[int, int], tensors: Sequence[Tensor], what: str = "weight"
@@ -88,7 +93,9 @@ class PackedWeight:
             ValueError: naming ``what`` and the tensor, what was expected and what was found.
         """
         for name, tensor in self.parts.items():
-            require(tensor.is_contiguous(), f"{what}.{name}: expected a contiguous tensor, got strides {tensor.stride()}")
+            require(
+                tensor.is_contiguous(), f"{what}.{name}: expected a contiguous tensor, got strides {tensor.stride()}"
+            )
             require(
                 tensor.device == self.device,
                 f"{what}.{name}: expected on {self.device} like the values, got {tensor.device}",
@@ -135,9 +142,7 @@ def check_weight(weight: Tensor, granularity: Granularity, what: str = "weight")
             f"{what}: expected a dense tensor of {', '.join(str(d) for d in WEIGHT_DTYPES)}, "
             f"got {weight.dtype} ({weight.layout})"
         )
-    require(
-        weight.dim() == 2, f"{what}: expected two dimensions [out, in], got shape {list(weight.shape)}"
-    )
+    require(weight.dim() == 2, f"{what}: expected two dimensions [out, in], got shape {list(weight.shape)}")
     granularity.check_shape((weight.shape[0], weight.shape[1]), what)
     require(bool(weight.isfinite().all()), f"{what}: holds NaN or infinity; a mask over it would hide the fault")
 

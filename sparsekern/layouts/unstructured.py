@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from .compressed import decode_columns, encode_columns, offsets_from_counts, row_of_entry, verify_rows

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
-from ..layouts import PackedWeight
+from ..layouts import Granularity, PackedWeight
 from ..ops import check_linear
-from ..plan import Request, select
+from ..plan import Backend, Request, select
 
 
 def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
     """``activation(x @ W.T + bias)`` with a packed ``W``.
 
     Args:
-        x: ``[..., in]``, any leading dimensions, any strides, the weight's dtype and device.
+        x: ``[..., in]``, any leading dimensions, any strides, the weight's dtype and device. Under
+            autocast it is cast to the weight's dtype, and the output has that dtype.
         packed: weight ``[out, in]`` from :func:`sparsekern.pack`.
         bias: ``[out]``, the weight's dtype.
         activation: None, ``"relu"``, ``"gelu"`` (exact) or ``"silu"``, fused into the kernel.
@@ -27,9 +31,39 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, activati
         ValueError: a shape does not fit, or the activation is unknown.
     """
     activation = activation or "none"
-    out_features, in_features = packed.shape
-    check_linear(x, packed.dtype, bias, out_features, in_features, activation, "linear")
-    if x.device != packed.device:
-        raise TypeError(f"linear: expected an input on {packed.device} like the weight, got {x.device}")
-    backend = select(Request(packed.granularity, packed.shape, packed.dtype, packed.device.type))
-    return backend.linear(x, packed.granularity, packed.shape, packed.tensors, bias, activation)
+    weight = packed.values
+    x = checked_input(x, weight, bias, packed.shape, activation, "linear")
+    backend = select(Request(packed.granularity, packed.shape, weight.dtype, weight.device.type))
+    return run_linear(backend, x, packed.granularity, packed.shape, packed.tensors, bias, activation)
+
+
+def checked_input(
+    x: Tensor, weight: Tensor, bias: Tensor | None, shape: tuple[int, int], activation: str, what: str
+) -> Tensor:
+    """``x`` as a back end may take it, or an error that names ``what``; see :func:`linear`."""
+    if x.device != weight.device:
+        raise TypeError(
+            f"{what}: expected an input on {weight.device} like the weight, got {x.device}; move one of them"
+        )
+    # A kernel has one dtype. Autocast promises that dtypes need not be minded, so the input follows.
+    if x.dtype != weight.dtype and x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
+        x = x.to(weight.dtype)
+    check_linear(x, weight.dtype, bias, shape[0], shape[1], activation, what)
+    return x
+
+
+def run_linear(
+    backend: Backend,
+    x: Tensor,
+    granularity: Granularity,
+    shape: tuple[int, int],
+    tensors: Sequence[Tensor],
+    bias: Tensor | None,
+    activation: str,
+) -> Tensor:
+    """Call ``backend.linear`` at the least cost that the present grad mode allows."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        return backend.linear(x, granularity, shape, tensors, bias, activation)
+    # Under no_grad: the autograd layer of our ops is written in Python, and takes longer than a small product.
+    with torch._C._AutoDispatchBelowAutograd():
+        return backend.linear(x, granularity, shape, tensors, bias, activation)

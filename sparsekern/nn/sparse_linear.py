@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from ..layouts import Granularity, PackedWeight, pack
 from ..ops import check_linear
 from ..plan import Backend, Request, select
 from ..prune import make_mask
+from .functional import checked_input, run_linear
 
 
 class SparseLinear(nn.Module):
@@ -28,6 +30,8 @@ class SparseLinear(nn.Module):
         name: how errors call this layer.
     """
 
+    bias: Tensor | None
+
     def __init__(
         self,
         packed: PackedWeight,
@@ -36,15 +40,18 @@ class SparseLinear(nn.Module):
         name: str = "SparseLinear",
     ) -> None:
         super().__init__()
+        self.shape = packed.shape
         self.out_features, self.in_features = packed.shape
         self.granularity = packed.granularity
         self.activation = activation or "none"
         self.name = name
         for part, tensor in packed.parts.items():
             self.register_buffer(part, tensor)
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+        own_bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+        self.register_parameter("bias", own_bias)
         probe = packed.values.new_empty(0, self.in_features)
-        check_linear(probe, packed.dtype, self.bias, self.out_features, self.in_features, self.activation, name)
+        check_linear(probe, packed.dtype, own_bias, *self.shape, self.activation, name)
+        self._choose_backend()
 
     @classmethod
     def from_dense(
@@ -77,19 +84,29 @@ class SparseLinear(nn.Module):
         return layer.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., in]`` to ``[..., out]``."""
+        """``[..., in]`` to ``[..., out]``; see :func:`sparsekern.linear` for what is accepted."""
         buffers = self._buffers
-        tensors = [buffers[name] for name in self.granularity.part_names]
-        shape = (self.out_features, self.in_features)
-        if x.shape[-1:] != (self.in_features,) or x.dtype != tensors[0].dtype:
-            check_linear(x, tensors[0].dtype, self.bias, *shape, self.activation, self.name)
-        return self._backend().linear(x, self.granularity, shape, tensors, self.bias, self.activation)
+        tensors = [cast(Tensor, buffers[name]) for name in self.granularity.part_names]
+        # A plain lookup where it suffices: nn.Module's attribute access costs as much as a small product.
+        bias = self._parameters["bias"] if "bias" in self._parameters else self.bias
+        values = tensors[0]
+        if x.dtype != values.dtype or x.device != values.device or x.shape[-1:] != self.shape[1:]:
+            x = checked_input(x, values, bias, self.shape, self.activation, self.name)
+        return run_linear(self._backend, x, self.granularity, self.shape, tensors, bias, self.activation)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight ``[out, in]``, unpacked anew at each access and not connected to gradients.
+
+        For code that asks a layer for its weight, its dtype or its device. To multiply, call the layer.
+        """
+        return self.packed.to_dense().detach()
 
     @property
     def packed(self) -> PackedWeight:
         """The weight as a :class:`PackedWeight` that shares this layer's tensors."""
         parts = {name: self.get_buffer(name) for name in self.granularity.part_names}
-        return PackedWeight(self.granularity, (self.out_features, self.in_features), parts)
+        return PackedWeight(self.granularity, self.shape, parts)
 
     def to_dense(self) -> nn.Module:
         """The dense layer with the same outputs: an ``nn.Linear``, with its activation behind it."""
@@ -111,21 +128,44 @@ class SparseLinear(nn.Module):
             f"granularity={self.granularity.label}, density={self.packed.density:.3g}{fused}"
         )
 
-    def _backend(self) -> Backend:
-        values = self._buffers[self.granularity.part_names[0]]
-        assert values is not None
-        shape = (self.out_features, self.in_features)
-        return select(Request(self.granularity, shape, values.dtype, values.device.type))
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
+        """Every move and cast of a module ends here."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            # Module.type(dtype) casts integers too, which would spoil the indices.
+            spoilt = not tensor.is_floating_point() and moved.dtype != tensor.dtype
+            return tensor.to(moved.device) if spoilt else moved
+
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+        self._choose_backend()
+        return self
+
+    def _choose_backend(self) -> None:
+        """Ask the plan once, not at each call; it is asked again whenever dtype or device may have changed."""
+        values = self.get_buffer(self.granularity.part_names[0])
+        self._backend: Backend = select(Request(self.granularity, self.shape, values.dtype, values.device.type))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the back end: a copy or another process chooses its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_backend"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._choose_backend()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take packed tensors of any number of blocks, once verified: kernels trust their indices."""
         names = self.granularity.part_names
-        if all(prefix + name in state_dict for name in names):
-            tensors = [state_dict[prefix + name] for name in names]
-            shape = (self.out_features, self.in_features)
-            loaded = PackedWeight.from_tensors(self.granularity, shape, tensors, prefix.rstrip(".") or self.name)
+        found = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
+        if found:
+            # A partial state is judged together with the tensors that stay.
+            device = next(iter(found.values())).device
+            tensors = [found[name] if name in found else self.get_buffer(name).to(device) for name in names]
+            loaded = PackedWeight.from_tensors(self.granularity, self.shape, tensors, prefix.rstrip(".") or self.name)
             for name, tensor in loaded.parts.items():
                 own = self.get_buffer(name)
                 if own.shape != tensor.shape:
                     self.register_buffer(name, torch.empty_like(tensor, device=own.device, dtype=own.dtype))
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._choose_backend()

@@ -106,6 +106,11 @@ def backends() -> list[Backend]:
     return list(_BACKENDS.values())
 
 
+def backend_named(name: str) -> Backend:
+    """The registered back end of that name."""
+    return _BACKENDS[name]
+
+
 def kernels() -> list[KernelRecord]:
     """The kernel table of every back end, in order of preference."""
     return [record for backend in _BACKENDS.values() for record in backend.kernels()]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from .registry import Backend, Request, backends
+import torch
+
+from ..layouts import parse
+from .registry import Backend, Request, backend_named, backends
 
 
 def select(request: Request) -> Backend:
@@ -11,13 +14,27 @@ def select(request: Request) -> Backend:
     Raises:
         NotImplementedError: no back end serves it, with each one's reason.
     """
+    if torch.compiler.is_compiling():
+        return backend_named(_name_as_constant(request.granularity.spec, request.shape, request.dtype, request.device))
+    return _first_willing(request)
+
+
+def _first_willing(request: Request) -> Backend:
     for backend in backends():
         if backend.refusal(request) is None:
             return backend
     reasons = "; ".join(f"{b.name}: {b.refusal(request)}" for b in backends())
     raise NotImplementedError(
-        f"no back end for {request.granularity.label} {request.dtype} on {request.device} ({reasons or 'none registered'})"
+        f"no back end for {request.granularity.label} {request.dtype} on {request.device} "
+        f"({reasons or 'none registered'})"
     )
+
+
+# The compiler cannot look into a back end's native code and need not: the choice depends on no
+# tensor. Plain data goes in and out, which it can guard and keep as a constant.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _name_as_constant(spec: str, shape: tuple[int, int], dtype: torch.dtype, device: str) -> str:
+    return _first_willing(Request(parse(spec), shape, dtype, device)).name
 
 
 def refusals(request: Request) -> dict[str, str]:
