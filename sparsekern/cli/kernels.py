@@ -22,18 +22,9 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps([dataclasses.asdict(record) for record in records], indent=2))
         return
     print_table(
-        ("kernel", "back end", "op", "granularity", "dtypes", "ISA", "tokens", "runs here"),
+        ("kernel", "granularity", "dtypes", "ISA", "tokens", "here"),
         [
-            (
-                r.name,
-                r.backend,
-                r.op,
-                r.granularity,
-                ", ".join(r.dtypes),
-                r.isa,
-                r.tokens,
-                "yes" if r.runs_here else "no",
-            )
+            (r.name, r.granularity, ", ".join(r.dtypes), r.isa, r.tokens, "yes" if r.runs_here else "no")
             for r in records
         ],
     )

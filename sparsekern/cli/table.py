@@ -24,12 +24,17 @@ def text_table(columns: Sequence[str], rows: Rows) -> str:
 
 def _print_rich(columns: Sequence[str], rows: Rows) -> bool:
     try:
+        from rich.box import SIMPLE_HEAD
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
     except ImportError:
         return False
-    table = Table(*columns)
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for name, width in zip(columns, widths, strict=True):
+        # Where the terminal is too narrow, only the widest column wraps: names stay whole.
+        table.add_column(name, no_wrap=width < max(widths))
     for row in rows:
         table.add_row(*map(Text, row))
     Console().print(table)
