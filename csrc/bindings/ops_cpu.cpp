@@ -5,6 +5,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
@@ -53,9 +54,12 @@ BlockMatrix view_weight(const Tensor& values, const Tensor& columns, const Tenso
   a.rows = values.size(2);
   STD_TORCH_CHECK(a.rows > 0 && a.cols > 0 && out_features > 0 && in_features > 0,
                   "sparsekern::block_linear: expected sizes > 0");
-  STD_TORCH_CHECK(columns.scalar_type() == ScalarType::Short && columns.is_contiguous() &&
-                      columns.is_cpu() && columns.dim() == 1 && columns.size(0) == values.size(0),
-                  "sparsekern::block_linear: expected int16 columns [", values.size(0), "]");
+  STD_TORCH_CHECK(columns.scalar_type() == ScalarType::Byte && columns.is_contiguous() &&
+                      columns.is_cpu() && columns.dim() == 2 &&
+                      columns.size(0) == values.size(0) && columns.size(1) == 2,
+                  "sparsekern::block_linear: expected uint8 columns [", values.size(0), ", 2]");
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(columns.data_ptr()) % alignof(uint16_t) == 0,
+                  "sparsekern::block_linear: expected columns at an even address");
   STD_TORCH_CHECK(offsets.scalar_type() == ScalarType::Int && offsets.is_contiguous() &&
                       offsets.is_cpu() && offsets.dim() == 1 &&
                       offsets.size(0) == a.block_rows() + 1,

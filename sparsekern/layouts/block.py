@@ -24,8 +24,8 @@ class Block(Granularity):
     Packed tensors:
         values: ``[blocks, cols, rows]``, the weight's dtype. Within a block the outputs lie next to
             each other, so a vector register holds one input's weights for several outputs.
-        columns: ``[blocks]``, block column of each block, ascending within a block row
-            (16-bit unsigned where that suffices, see ``layouts/compressed.py``).
+        columns: block column of each block, ascending within a block row: ``[blocks, 2]`` uint8
+            where 16 bits suffice, see ``layouts/compressed.py``, else ``[blocks]`` int32.
         offsets: ``[ceil(N / rows) + 1]`` int32, first block of each block row.
     """
 
@@ -63,9 +63,10 @@ class Block(Granularity):
 
     def pack(self, weight: Tensor, mask: Tensor) -> Parts:
         kept = self._blocks(mask).flatten(2).any(2)
-        blocks = self._blocks(torch.where(mask, weight, 0))
+        values = self._blocks(torch.where(mask, weight, 0))[kept]
         return {
-            "values": blocks[kept].contiguous(),
+            # Through one dimension, because sides of 1 may keep any stride, and DDP refuses odd ones.
+            "values": values.flatten().view(values.shape),
             "columns": encode_columns(kept.nonzero()[:, 1], limit=kept.shape[1]),
             "offsets": offsets_from_counts(kept.sum(1)),
         }

@@ -1,8 +1,9 @@
 """Compressed rows: the index structure that the block and unstructured layouts share.
 
-Column numbers below 65,536 are stored as 16-bit unsigned integers in an ``int16`` tensor (the same
-bits): a 4x1 block is 16 bytes, so 32-bit indices would cost a quarter of the memory that pruning
-saves, and ``torch.uint16`` still lacks most operators. Wider matrices use ``int32``.
+Column numbers below 65,536 are stored in 16 bits: a 4x1 block is 16 bytes, so 32-bit indices would
+cost a quarter of the memory that pruning saves. They are kept as pairs of bytes, low byte first,
+because neither gloo nor NCCL sends 16-bit integers and DDP sends every buffer. Wider matrices use
+``int32``.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ MAX_COLUMNS_16_BIT = 1 << 16
 
 def encode_columns(columns: Tensor, limit: int) -> Tensor:
     """Store column numbers in ``[0, limit)`` as narrowly as their range allows."""
-    return columns.to(torch.int16 if limit <= MAX_COLUMNS_16_BIT else torch.int32)
+    if limit > MAX_COLUMNS_16_BIT:
+        return columns.to(torch.int32)
+    return columns.to(torch.int16).view(torch.uint8).view(-1, 2)
 
 
 def decode_columns(columns: Tensor) -> Tensor:
     """Column numbers as int64, whatever their storage."""
-    wide = columns.to(torch.int64)
-    return wide & 0xFFFF if columns.dtype == torch.int16 else wide
+    if columns.dtype != torch.uint8:
+        return columns.to(torch.int64)
+    return columns.flatten().view(torch.int16).to(torch.int64) & 0xFFFF
 
 
 def offsets_from_counts(counts: Tensor) -> Tensor:
@@ -47,10 +51,11 @@ def verify_rows(parts: Parts, rows: int, columns: int, what: str) -> None:
         offsets.dtype == torch.int32 and offsets.shape == (rows + 1,),
         f"{what}.offsets: expected int32 of shape [{rows + 1}], got {offsets.dtype} {list(offsets.shape)}",
     )
-    expected = torch.int16 if columns <= MAX_COLUMNS_16_BIT else torch.int32
+    narrow = columns <= MAX_COLUMNS_16_BIT
+    expected, shape = (torch.uint8, (entries, 2)) if narrow else (torch.int32, (entries,))
     require(
-        index.dtype == expected and index.shape == (entries,),
-        f"{what}.columns: expected {expected} of shape [{entries}] (one a stored group), "
+        index.dtype == expected and index.shape == shape,
+        f"{what}.columns: expected {expected} of shape {list(shape)} (one entry a stored group), "
         f"got {index.dtype} {list(index.shape)}",
     )
     counts = offsets.to(torch.int64).diff()

@@ -18,7 +18,8 @@ class Unstructured(Granularity):
 
     Packed tensors:
         values: ``[kept]``, the weight's dtype, row by row.
-        columns: ``[kept]``, input of each value (16-bit unsigned where that suffices).
+        columns: input of each value, ascending within a row: ``[kept, 2]`` uint8 where 16 bits
+            suffice, see ``layouts/compressed.py``, else ``[kept]`` int32.
         offsets: ``[N + 1]`` int32, first value of each row.
     """
 
