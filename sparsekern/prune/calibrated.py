@@ -1,0 +1,70 @@
+"""Pruning of a model's linear layers with calibration data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..layouts import Granularity, check_weight
+from .calibrate import Calibration
+from .masks import check_sparsity
+from .reconstruct import group_scores, reconstruct
+
+
+class Wanted(Protocol):
+    """What a layer shall become, such as ``sk.Sparse``."""
+
+    @property
+    def granularity(self) -> Granularity: ...
+
+    @property
+    def sparsity(self) -> float | None: ...
+
+
+def calibrated_weights(
+    model: nn.Module,
+    layers: Mapping[str, nn.Linear],
+    wanted: Mapping[str, Wanted],
+    calibration: Calibration | Iterable[Any],
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Masks, and weights that make up for what the masks drop, for several layers of a model.
+
+    Every layer is pruned by itself to keep its own outputs on the dense model's inputs, so one
+    :class:`Calibration` serves any number of calls. The model is left as it was.
+
+    Args:
+        model: the dense model.
+        layers: its layers by name; those in ``wanted`` are pruned.
+        wanted: granularity and sparsity for each layer to prune.
+        calibration: ready statistics, or batches as :meth:`Calibration.collect` takes them.
+
+    Returns:
+        For each layer in ``wanted``: weight ``[out, in]`` (zero where dropped, the layer's dtype) and
+        mask (bool, True = kept).
+
+    Raises:
+        TypeError, ValueError: a weight that its granularity cannot hold, a sparsity outside [0, 1),
+            calibration data that never reached a layer or has another width. Each names the layer.
+    """
+    for name, want in wanted.items():
+        check_weight(layers[name].weight, want.granularity, name)
+        check_sparsity(want.sparsity, f"{name}: sparsity")
+    if not isinstance(calibration, Calibration):
+        calibration = Calibration.collect(model, calibration, {name: layers[name] for name in wanted})
+    for name in wanted:
+        width = len(calibration[name].gram)
+        if width != layers[name].in_features:
+            raise ValueError(f"{name}: expected calibration inputs of width {layers[name].in_features}, got {width}")
+    with torch.no_grad():
+        return {name: _prune(layers[name].weight, calibration, name, want) for name, want in wanted.items()}
+
+
+def _prune(weight: Tensor, calibration: Calibration, name: str, want: Wanted) -> tuple[Tensor, Tensor]:
+    seen = calibration[name]
+    hessian = seen.hessian.to(weight.device)
+    scores = group_scores(weight, hessian, seen.inverse.to(weight.device), want.granularity)
+    mask = want.granularity.mask(scores, want.sparsity)
+    return reconstruct(weight, hessian, mask), mask
