@@ -6,7 +6,7 @@ _apply_isa_limit()
 
 from . import backends as _backends  # noqa: E402, F401  (registers the back ends)
 from .layouts import Block, Channel, PackedWeight, Unstructured, pack  # noqa: E402
-from .nn import SparseLinear, linear  # noqa: E402
+from .nn import Sparse, SparseLinear, densify_, linear, sparsify_  # noqa: E402
 from .plan import KernelRecord, Target, kernels  # noqa: E402
 from .prune import make_mask  # noqa: E402
 
@@ -17,11 +17,14 @@ __all__ = [
     "Channel",
     "KernelRecord",
     "PackedWeight",
+    "Sparse",
     "SparseLinear",
     "Target",
     "Unstructured",
+    "densify_",
     "kernels",
     "linear",
     "make_mask",
     "pack",
+    "sparsify_",
 ]

@@ -1,0 +1,171 @@
+"""Finding the Linear layers of a model, saying which can be replaced, and replacing them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from ..layouts import PackedWeight
+from .sparse_linear import SparseLinear
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A Linear layer, dense or sparse, and where the model keeps it.
+
+    Attributes:
+        layer: the module.
+        names: its fully qualified names, several if it is shared; the first is what it is called.
+        owners: the modules that hold it, each with the name it has there.
+    """
+
+    layer: nn.Linear | SparseLinear
+    names: tuple[str, ...]
+    owners: tuple[tuple[nn.Module, str], ...]
+
+    @property
+    def name(self) -> str:
+        """What the layer is called."""
+        return self.names[0]
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The module behind ``torch.compile``, whose layers have the names that the user knows.
+
+    Raises:
+        TypeError: not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    return getattr(model, "_orig_mod", model)
+
+
+def find_sites(model: nn.Module) -> list[Site]:
+    """The Linear layers of a model in its own order, each once. The model itself has the name ``""``."""
+    names = defaultdict[nn.Linear | SparseLinear, list[str]](list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, (nn.Linear, SparseLinear)):
+            names[module].append(name)
+    owners = defaultdict[nn.Module, list[tuple[nn.Module, str]]](list)
+    for parent in model.modules():
+        for child_name, child in parent._modules.items():
+            if isinstance(child, (nn.Linear, SparseLinear)):
+                owners[child].append((parent, child_name))
+    return [Site(layer, tuple(found), tuple(owners[layer])) for layer, found in names.items()]
+
+
+class Obstacles:
+    """Says why a layer of a model cannot be replaced by a sparse one."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._holders = _tensors_by_address(model)
+
+    def of(self, site: Site) -> str | None:
+        """The reason to leave a dense layer as it is, or None."""
+        return not_plain(site) or self._shared(site.layer)
+
+    def _shared(self, layer: nn.Module) -> str | None:
+        weight = layer._parameters["weight"]
+        assert weight is not None
+        others = [name for module, name in self._holders[_address(weight)] if module is not layer]
+        return f"weight shared with {others[0].removesuffix('.weight')}" if others else None
+
+
+def not_plain(site: Site) -> str | None:
+    """What a dense layer is or has beyond an ``nn.Linear`` that is simply called; None if nothing."""
+    layer = site.layer
+    if isinstance(layer, nn.LazyLinear):
+        return "is not initialised yet; run the model once"
+    if torch.nn.utils.parametrize.is_parametrized(layer):
+        return "has a parametrization; torch.nn.utils.parametrize.remove_parametrizations makes it permanent"
+    if type(layer).forward is not nn.Linear.forward or "forward" in vars(layer):
+        return f"{type(layer).__name__} has a forward of its own"
+    if set(layer._parameters) != {"weight", "bias"}:
+        found = ", ".join(layer._parameters)
+        return f"has the parameters {found}, not weight and bias; torch.nn.utils.prune.remove makes masks permanent"
+    if layer._buffers or layer._modules:
+        return f"holds more than weight and bias: {', '.join(chain(layer._buffers, layer._modules))}"
+    if has_hooks(layer):
+        return "has hooks, which may rely on its weight; remove them first"
+    kind = type(getattr(layer._parameters["weight"], "data", None))
+    if kind is not Tensor:
+        return f"its weight is a {kind.__name__}, not a plain tensor"
+    for parent, _ in site.owners:
+        if isinstance(parent, nn.MultiheadAttention):
+            return "nn.MultiheadAttention multiplies with its weight itself"
+        if isinstance(parent, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled():
+            return (
+                "nn.TransformerEncoderLayer's fast path multiplies with its weight itself; "
+                "call torch.backends.mha.set_fastpath_enabled(False) first"
+            )
+    return None
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether anybody hooked into a module, so that replacing it would lose something."""
+    return any(getattr(module, hooks, None) for hooks in _HOOKS)
+
+
+def sparse_twin(linear: nn.Linear, packed: PackedWeight, name: str, activation: str | None = None) -> SparseLinear:
+    """A sparse layer to stand where ``linear`` stood, with the same bias Parameter.
+
+    The Parameter is kept because others may hold it: an optimizer, or a module that shares it.
+    """
+    sparse = SparseLinear(packed, linear.bias, activation, name)
+    sparse.bias = linear.bias
+    return sparse.train(linear.training)
+
+
+def dense_twin(sparse: SparseLinear) -> nn.Module:
+    """``sparse.to_dense()`` with the same bias Parameter."""
+    dense = sparse.to_dense()
+    linear = dense if isinstance(dense, nn.Linear) else dense.get_submodule("0")
+    linear.register_parameter("bias", sparse._parameters["bias"])
+    return dense
+
+
+def replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+    """Put modules in the place of others, wherever in ``model`` those are held. Cannot fail."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is not None and child in replacements:
+                parent._modules[name] = replacements[child]
+
+
+def _tensors_by_address(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Which modules hold which memory, under which names."""
+    holders: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for module_name, module in model.named_modules():
+        for name, tensor in _own_tensors(module):
+            holders[_address(tensor)].append((module, f"{module_name}.{name}".lstrip(".")))
+    return holders
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in chain(module._parameters.items(), module._buffers.items()):
+        if tensor is not None and not nn.parameter.is_lazy(tensor):
+            yield name, tensor
+
+
+def _address(tensor: Tensor) -> int:
+    """Equal for tensors that share their memory from its start, whatever Parameters wrap it."""
+    # Tensors without memory (on meta, empty, some subclasses) are known by themselves.
+    if tensor.device.type == "meta" or not tensor.numel() or type(tensor.data) is not Tensor:
+        return id(tensor)
+    return tensor.data_ptr()

@@ -1,0 +1,194 @@
+"""The report of ``sparsify_``: one row a layer, with its verdict and the measurements behind it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .table import text_table
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of one Linear layer.
+
+    A layer that stayed dense keeps what was tried on it: granularity, density, kernel and times.
+
+    Attributes:
+        layer: fully qualified name.
+        shape: ``(out, in)`` of the weight.
+        sparse: whether the layer is sparse now.
+        reason: why it stayed dense, or a remark on a sparse layer; may be empty.
+        granularity: label of the granularity, such as ``16x1``; None if none was tried.
+        density: share of the weight that is stored in that granularity.
+        kernel: kernel that runs it.
+        calls: how often one pass over the example inputs calls the layer; None if not observed.
+        tokens: rows of its activations, summed over those calls; None if not observed.
+        dense_us: microseconds of those calls with the dense weight, medians; None if not measured.
+        sparse_us: the same with the packed weight.
+        spread: interquartile range of the speed-up between neighbouring runs.
+        bytes_before: bytes of the weight before.
+        bytes_after: bytes of the weight now, indices included.
+    """
+
+    layer: str
+    shape: tuple[int, int]
+    sparse: bool
+    reason: str = ""
+    granularity: str | None = None
+    density: float | None = None
+    kernel: str | None = None
+    calls: int | None = None
+    tokens: int | None = None
+    dense_us: float | None = None
+    sparse_us: float | None = None
+    spread: float | None = None
+    bytes_before: int = 0
+    bytes_after: int = 0
+
+    @property
+    def speedup(self) -> float | None:
+        """Dense time over packed time; above 1 the packed layer is faster."""
+        if self.dense_us is None or not self.sparse_us:
+            return None
+        return self.dense_us / self.sparse_us
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in a few words, such as ``16x1, 75 %, outputs_r16_avx2, 3.1x``."""
+        if not self.sparse:
+            return f"kept dense: {self.reason}"
+        sparsity = 100 * (1 - (self.density or 0))
+        gain = times(self.speedup) if self.speedup is not None else ""
+        return ", ".join(filter(None, (self.granularity, f"{sparsity:.3g} %", self.kernel, gain, self.reason)))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``sparsify_`` did. ``print`` shows it as a table; it is also a sequence of its rows.
+
+    Attributes:
+        rows: one row for each Linear layer of the model, in the model's order.
+        machine: processor, instruction set and threads of the measurements.
+    """
+
+    rows: tuple[LayerReport, ...]
+    machine: str = ""
+
+    def __iter__(self) -> Iterator[LayerReport]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, layer: str) -> LayerReport:
+        """The row of the layer with that name."""
+        for row in self.rows:
+            if row.layer == layer:
+                return row
+        raise KeyError(layer)
+
+    @property
+    def sparse(self) -> int:
+        """Number of sparse layers."""
+        return sum(row.sparse for row in self.rows)
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of the weights before."""
+        return sum(row.bytes_before for row in self.rows)
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes of the weights now, indices included."""
+        return sum(row.bytes_after for row in self.rows)
+
+    @property
+    def us_before(self) -> float | None:
+        """Microseconds of all the measured layers as they were; None if nothing was measured."""
+        return self._total("dense_us")
+
+    @property
+    def us_after(self) -> float | None:
+        """Microseconds of the same layers as they are now."""
+        return self._total("sparse_us")
+
+    @property
+    def summary(self) -> str:
+        """One line: how many layers, bytes and microseconds, before and after."""
+        if not self.rows:
+            return "no nn.Linear in this model"
+        parts = [
+            f"{self.sparse} sparse, {len(self) - self.sparse} dense",
+            f"weights {_megabytes(self.bytes_before)} -> {_megabytes(self.bytes_after)}",
+        ]
+        if self.us_before is not None and self.us_after:
+            gain = times(self.us_before / self.us_after)
+            parts.append(f"measured layers {self.us_before:,.0f} -> {self.us_after:,.0f} us ({gain})")
+        return "; ".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers, strings and lists."""
+        rows = [
+            {**dataclasses.asdict(row), "shape": list(row.shape), "speedup": row.speedup, "verdict": row.verdict}
+            for row in self.rows
+        ]
+        return {
+            "machine": self.machine,
+            "rows": rows,
+            "sparse": self.sparse,
+            "dense": len(self) - self.sparse,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "us_before": self.us_before,
+            "us_after": self.us_after,
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """:meth:`to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def __str__(self) -> str:
+        cells = [
+            (
+                row.layer,
+                f"{row.shape[0]}x{row.shape[1]}",
+                _tokens(row),
+                _microseconds(row.dense_us),
+                _microseconds(row.sparse_us),
+                "" if row.spread is None else f"{row.spread:.2f}",
+                row.verdict,
+            )
+            for row in self.rows
+        ]
+        columns = ("layer", "shape", "tokens", "dense us", "sparse us", "spread", "verdict")
+        lines = [text_table(columns, cells)] if cells else []
+        return "\n".join([*lines, *filter(None, (self.summary, self.machine))])
+
+    def _total(self, after: str) -> float | None:
+        measured = [row for row in self.rows if row.dense_us is not None and row.sparse_us is not None]
+        if not measured:
+            return None
+        return sum(getattr(row, after if row.sparse else "dense_us") for row in measured)
+
+
+def times(ratio: float) -> str:
+    """A speed-up for people, such as ``0.93x`` or ``3.1x``."""
+    return f"{ratio:.2f}x" if ratio < 2 else f"{ratio:.1f}x"
+
+
+def _tokens(row: LayerReport) -> str:
+    if not row.calls:
+        return "" if row.calls is None else "0"
+    return str(row.tokens) if row.calls == 1 else f"{row.tokens} in {row.calls} calls"
+
+
+def _microseconds(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size / 1e3:,.1f} kB"
