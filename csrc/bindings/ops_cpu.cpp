@@ -43,10 +43,11 @@ const KernelInfo& pick_kernel(const std::string& name, int64_t block_rows, int64
 // each call, because a wrong one would read outside a tensor.
 BlockMatrix view_weight(const Tensor& values, const Tensor& columns, const Tensor& offsets,
                         int64_t out_features, int64_t in_features) {
-  STD_TORCH_CHECK(values.scalar_type() == ScalarType::Float && values.dim() == 3 &&
-                      values.is_contiguous() && values.is_cpu(),
-                  "sparsekern::block_linear: expected contiguous float32 values [blocks, cols, rows] "
-                  "on the CPU");
+  STD_TORCH_CHECK(
+      values.scalar_type() == ScalarType::Float && values.dim() == 3 && values.is_contiguous() &&
+          values.is_cpu(),
+      "sparsekern::block_linear: expected contiguous float32 values [blocks, cols, rows] "
+      "on the CPU");
   BlockMatrix a;
   a.out_features = out_features;
   a.in_features = in_features;
@@ -55,8 +56,8 @@ BlockMatrix view_weight(const Tensor& values, const Tensor& columns, const Tenso
   STD_TORCH_CHECK(a.rows > 0 && a.cols > 0 && out_features > 0 && in_features > 0,
                   "sparsekern::block_linear: expected sizes > 0");
   STD_TORCH_CHECK(columns.scalar_type() == ScalarType::Byte && columns.is_contiguous() &&
-                      columns.is_cpu() && columns.dim() == 2 &&
-                      columns.size(0) == values.size(0) && columns.size(1) == 2,
+                      columns.is_cpu() && columns.dim() == 2 && columns.size(0) == values.size(0) &&
+                      columns.size(1) == 2,
                   "sparsekern::block_linear: expected uint8 columns [", values.size(0), ", 2]");
   STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(columns.data_ptr()) % alignof(uint16_t) == 0,
                   "sparsekern::block_linear: expected columns at an even address");
@@ -95,8 +96,8 @@ Tensor block_linear(const Tensor& x, const Tensor& values, const Tensor& columns
   for (int64_t i = 0; i + 1 < dims; ++i) tokens *= x.size(i);
 
   // A matrix whose rows are contiguous is read where it is; anything else is copied first.
-  const bool rows_in_place = x.is_contiguous() ||
-                             (dims == 2 && x.stride(1) == 1 && x.stride(0) >= in_features);
+  const bool rows_in_place =
+      x.is_contiguous() || (dims == 2 && x.stride(1) == 1 && x.stride(0) >= in_features);
   const Tensor input = rows_in_place ? x : torch::stable::contiguous(x);
   Tensor y = torch::stable::empty(shape, ScalarType::Float);
 

@@ -12,20 +12,20 @@ SPARSEKERN_REGION_BEGIN("avx2,fma")
 
 namespace sparsekern::avx2 {
 namespace {
-#include "cpu/epilogue.inl.h"
-#include "cpu/pack.inl.h"
 #include "cpu/driver.inl.h"
+#include "cpu/epilogue.inl.h"
 #include "cpu/outputs.inl.h"
+#include "cpu/pack.inl.h"
 #include "cpu/tokens.inl.h"
 }  // namespace
 }  // namespace sparsekern::avx2
 
-#define SPARSEKERN_DEFINE(name, ...)                                             \
-  extern "C" void sparsekern_##name(const sparsekern::BlockMatrix* a,            \
-                                    const sparsekern::LinearCall* call,          \
-                                    const sparsekern::Share* share) {            \
-    using namespace sparsekern::avx2;                                            \
-    run_share<__VA_ARGS__>(*a, *call, *share);                                   \
+#define SPARSEKERN_DEFINE(name, ...)                                    \
+  extern "C" void sparsekern_##name(const sparsekern::BlockMatrix* a,   \
+                                    const sparsekern::LinearCall* call, \
+                                    const sparsekern::Share* share) {   \
+    using namespace sparsekern::avx2;                                   \
+    run_share<__VA_ARGS__>(*a, *call, *share);                          \
   }
 
 SPARSEKERN_DEFINE(outputs_r16_avx2, OutputsFamily<Vec8, Vec8, 2, 6>)

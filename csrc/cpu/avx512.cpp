@@ -1,4 +1,5 @@
-// The AVX-512 kernels: everything between the region's begin and end is AVX-512 code, nothing else is.
+// The AVX-512 kernels: everything between the region's begin and end is AVX-512 code, nothing else
+// is.
 #if defined(__x86_64__)
 #include <immintrin.h>
 #include <stddef.h>
@@ -7,7 +8,8 @@
 #include "core/view.h"
 #include "cpu/isa/region.h"
 
-// gcc 12 takes the undefined operand inside its own unmasked intrinsics for a mistake (GCC PR 105593).
+// gcc 12 takes the undefined operand inside its own unmasked intrinsics for a mistake (GCC PR
+// 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
 SPARSEKERN_REGION_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
@@ -16,20 +18,20 @@ SPARSEKERN_REGION_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
 
 namespace sparsekern::avx512 {
 namespace {
-#include "cpu/epilogue.inl.h"
-#include "cpu/pack.inl.h"
 #include "cpu/driver.inl.h"
+#include "cpu/epilogue.inl.h"
 #include "cpu/outputs.inl.h"
+#include "cpu/pack.inl.h"
 #include "cpu/tokens.inl.h"
 }  // namespace
 }  // namespace sparsekern::avx512
 
-#define SPARSEKERN_DEFINE(name, ...)                                             \
-  extern "C" void sparsekern_##name(const sparsekern::BlockMatrix* a,            \
-                                    const sparsekern::LinearCall* call,          \
-                                    const sparsekern::Share* share) {            \
-    using namespace sparsekern::avx512;                                            \
-    run_share<__VA_ARGS__>(*a, *call, *share);                                   \
+#define SPARSEKERN_DEFINE(name, ...)                                    \
+  extern "C" void sparsekern_##name(const sparsekern::BlockMatrix* a,   \
+                                    const sparsekern::LinearCall* call, \
+                                    const sparsekern::Share* share) {   \
+    using namespace sparsekern::avx512;                                 \
+    run_share<__VA_ARGS__>(*a, *call, *share);                          \
   }
 
 using sparsekern::avx2::Vec4;

@@ -11,9 +11,9 @@
 #define SPARSEKERN_ON_X86(kernel) nullptr
 #endif
 
-#define SPARSEKERN_KERNEL(name, isa, rows, multiple, min_tokens, panel)                  \
-  extern "C" void sparsekern_##name(const sparsekern::BlockMatrix*,                      \
-                                    const sparsekern::LinearCall*, const sparsekern::Share*);
+#define SPARSEKERN_KERNEL(name, isa, rows, multiple, min_tokens, panel)                            \
+  extern "C" void sparsekern_##name(const sparsekern::BlockMatrix*, const sparsekern::LinearCall*, \
+                                    const sparsekern::Share*);
 #include "cpu/kernels.inc"
 #undef SPARSEKERN_KERNEL
 
@@ -31,8 +31,8 @@ constexpr KernelInfo kTable[] = {
 #undef SPARSEKERN_KERNEL
 constexpr int kTableSize = sizeof(kTable) / sizeof(kTable[0]);
 
-constexpr int64_t kBatchFloats = 1 << 20;   // packed activations of a batch: 4 MiB a thread
-constexpr int64_t kFixedFloats = 64 * 1024; // K-tile splits, cells and slack of any kernel
+constexpr int64_t kBatchFloats = 1 << 20;    // packed activations of a batch: 4 MiB a thread
+constexpr int64_t kFixedFloats = 16 * 1024;  // spans, alignment and slack
 
 // Grows as needed and is kept: a call must not pay the page faults of fresh memory.
 class Scratch {
@@ -149,11 +149,12 @@ void run_linear(const KernelInfo& kernel, const BlockMatrix& a, const LinearCall
                             ? t.a.block_rows()
                             : row_boundary(t.a, row_part + 1, t.grid.row_parts);
         if (share.row_begin == share.row_end) return;
-        const int64_t inputs = t.a.padded_in_features();
+        // Packed rows may be padded by up to three cache lines (OutputsFamily::copy_stride).
+        const int64_t inputs = t.a.padded_in_features() + 48;
         const int64_t panels = ceil_div(share.token_end - share.token_begin, t.kernel.panel);
         const int64_t panel_floats = inputs * t.kernel.panel;
-        share.scratch_floats =
-            kFixedFloats + max64(panel_floats, min64(panels * panel_floats, kBatchFloats));
+        share.scratch_floats = kFixedFloats + (share.row_end - share.row_begin) +
+                               max64(panel_floats, min64(panels * panel_floats, kBatchFloats));
         share.scratch = thread_scratch(share.scratch_floats);
         t.kernel.run(&t.a, &t.call, &share);
       },

@@ -1,63 +1,64 @@
 // The loop nest around every kernel. Included inside an ISA region, once for each ISA namespace.
 //
-//   for a batch of tokens that fits the scratch:   pack it into panels
-//     for a chunk of block rows that fits in L2:   find where each K-tile begins in each block row
-//       for each panel:                            Family::run (K-tile, then block row, inside)
-//                                                  activation, in place, while y is in L1
+//   for a batch of tokens that fits the scratch:   pack it into panels, unless x is read in place
+//     for a K-tile:
+//       for a chunk of block rows whose share of the tile fits in L2:
+//         for each panel:                          Family::run (block rows inside)
+//                                                  after the last tile: activation, while y is near
 //
-// Weights stay in L2 while all panels of the batch pass over them; the K-tile of a panel stays in
-// L1 (or L2, for the wide panels of the "tokens" family) while the chunk's block rows pass over it.
+// The K-tile of a panel stays in L1 (in L2 for the wide panels of the "tokens" family) while the
+// chunk's block rows pass over it; the chunk's weights stay in L2 while all panels pass over them.
+
+constexpr int64_t kLine = 16;  // floats of a cache line
+
+static SPARSEKERN_INLINE void prefetch(const float* p) { __builtin_prefetch(p, 0, 3); }
 
 constexpr int64_t kChunkBytes = 256 * 1024;
-constexpr int64_t kSplitInts = 16 * 1024;
+constexpr int64_t kMostChunkRows = 4096;
 
-// Block rows [row_begin, row_end) and, for each of them, the first block of every K-tile:
-// splits[(row - row_begin) * (tiles + 1) + tile].
+// Block rows [row_begin, row_end), and which of their blocks [begin, end) fall into the K-tile:
+// spans[2 * (row - row_begin)] and the entry after it.
 struct Chunk {
   int64_t row_begin, row_end;
-  int64_t tiles;
-  const int32_t* splits;
-
-  const int32_t* of_row(int64_t row) const { return splits + (row - row_begin) * (tiles + 1); }
+  bool first_tile, last_tile;
+  const int32_t* spans;
 };
 
 // First block in [begin, end) whose column is not below `column`.
-static inline int64_t lower_bound(const uint16_t* columns, int64_t begin, int64_t end,
+static inline int32_t lower_bound(const uint16_t* columns, int32_t begin, int32_t end,
                                   int64_t column) {
-  while (begin < end) {
-    const int64_t middle = begin + (end - begin) / 2;
-    if (columns[middle] < column) {
-      begin = middle + 1;
-    } else {
-      end = middle;
-    }
+  int32_t count = end - begin;
+  while (count > 0) {
+    const int32_t half = count / 2;
+    const bool below = columns[begin + half] < column;
+    begin = below ? begin + half + 1 : begin;
+    count = below ? count - half - 1 : half;
   }
   return begin;
 }
 
-static inline int64_t chunk_end(const BlockMatrix& a, int64_t row_begin, int64_t row_end,
-                                int64_t most_rows) {
-  const int64_t most_blocks = kChunkBytes / (a.rows * a.cols * (int64_t)sizeof(float));
-  int64_t row = row_begin + 1;
-  while (row < row_end && row - row_begin < most_rows &&
-         a.offsets[row + 1] - a.offsets[row_begin] <= most_blocks) {
-    ++row;
+// Collects block rows from `row` on until their blocks in the tile fill the chunk. `cursors` holds,
+// for each block row of the share, the first block not yet passed; it moves on to the next tile.
+static inline int64_t gather_chunk(const BlockMatrix& a, int64_t row, int64_t row_end,
+                                   int64_t next_column, int32_t* cursors, int32_t* spans) {
+  int64_t rows = kMostChunkRows;
+  int64_t blocks = kChunkBytes / (a.rows * a.cols * (int64_t)sizeof(float));
+  for (; row < row_end && rows > 0 && blocks > 0; ++row, --rows) {
+    const int32_t begin = *cursors;
+    const int32_t end = lower_bound(a.columns, begin, a.offsets[row + 1], next_column);
+    *cursors++ = end;
+    *spans++ = begin;
+    *spans++ = end;
+    blocks -= end - begin;
   }
   return row;
 }
 
-static inline void split_rows(const BlockMatrix& a, int64_t row_begin, int64_t row_end,
-                              int64_t tiles, int64_t tile_columns, int32_t* splits) {
-  for (int64_t row = row_begin; row < row_end; ++row) {
-    int64_t at = a.offsets[row];
-    const int64_t end = a.offsets[row + 1];
-    *splits++ = (int32_t)at;
-    for (int64_t tile = 1; tile < tiles; ++tile) {
-      at = lower_bound(a.columns, at, end, tile * tile_columns);
-      *splits++ = (int32_t)at;
-    }
-    *splits++ = (int32_t)end;
-  }
+// Where part `part` of `parts` begins when `tokens` are shared out in whole quanta.
+template <class Family>
+static inline int64_t split_evenly(int64_t tokens, int64_t part, int64_t parts) {
+  const int64_t quanta = ceil_div(tokens, Family::kQuantum);
+  return min64(tokens, quanta * part / parts * Family::kQuantum);
 }
 
 template <class V>
@@ -79,52 +80,62 @@ template <class Family>
 static void run_share(const BlockMatrix& a, const LinearCall& call, const Share& share) {
   const int64_t padded = a.padded_in_features();
   const int64_t block_columns = padded / a.cols;
-  int32_t* splits = reinterpret_cast<int32_t*>(share.scratch);
-  float* cells = share.scratch + kSplitInts;
-  float* packed = cells + Family::kCellFloats;
+  const int64_t share_rows = share.row_end - share.row_begin;
+  int32_t* spans = reinterpret_cast<int32_t*>(share.scratch);
+  int32_t* cursors = spans + 2 * kMostChunkRows;
+  float* packed = share.scratch + 2 * kMostChunkRows + ceil_div(share_rows, kLine) * kLine;
   const int64_t room = share.scratch_floats - (packed - share.scratch) - Family::kSlack;
 
-  const int64_t most_panels = max64(1, room / (padded * Family::width(Family::kPanel)));
+  const int64_t blocks = a.offsets[share.row_end] - a.offsets[share.row_begin];
+  const double density = (double)blocks / (double)(share_rows * block_columns);
+
+  const bool in_place = Family::in_place(a, call);
   const int64_t total = share.token_end - share.token_begin;
-  const int64_t batches = ceil_div(ceil_div(total, Family::kPanel), most_panels);
+  const int64_t most_panels = max64(1, room / Family::panel_floats(padded, Family::kPanel));
+  const int64_t batches = in_place ? 1 : ceil_div(ceil_div(total, Family::kPanel), most_panels);
   for (int64_t batch = 0; batch < batches; ++batch) {
-    const int64_t first = share.token_begin + total * batch / batches;
-    const int64_t tokens = share.token_begin + total * (batch + 1) / batches - first;
+    // Panels of a batch differ by at most one quantum: no panel is left with a small rest.
+    const int64_t first = share.token_begin + split_evenly<Family>(total, batch, batches);
+    const int64_t tokens =
+        share.token_begin + split_evenly<Family>(total, batch + 1, batches) - first;
     const int64_t panels = ceil_div(tokens, Family::kPanel);
-    const auto begin_of = [&](int64_t panel) { return tokens * panel / panels; };
     const float* x = call.x + first * call.x_stride;
 
-    const bool in_place = Family::width(1) == 1 && tokens == 1 && padded == a.in_features;
     float* at = packed;
     for (int64_t p = 0; p < panels && !in_place; ++p) {
-      const int64_t begin = begin_of(p), count = begin_of(p + 1) - begin;
-      Family::pack(x + begin * call.x_stride, call.x_stride, (int)count, a.in_features, at);
-      pad_panel(at, a.in_features, padded, Family::width(count));
-      at += padded * Family::width(count);
+      const int64_t begin = split_evenly<Family>(tokens, p, panels);
+      const int64_t count = split_evenly<Family>(tokens, p + 1, panels) - begin;
+      Family::pack(x + begin * call.x_stride, call.x_stride, count, a.in_features, padded, at);
+      at += Family::panel_floats(padded, count);
     }
 
-    const int64_t widest = Family::width(ceil_div(tokens, panels));
-    const int64_t tile_columns = max64(1, Family::kTileFloats / (widest * a.cols));
-    const int64_t tiles = ceil_div(block_columns, tile_columns);
-    const int64_t most_rows =
-        max64(1, min64(kSplitInts / (tiles + 1), Family::kCellOutputs / a.rows));
-    for (int64_t row = share.row_begin; row < share.row_end;) {
-      const int64_t end = chunk_end(a, row, share.row_end, most_rows);
-      split_rows(a, row, end, tiles, tile_columns, splits);
-      const Chunk chunk{row, end, tiles, splits};
-      const int64_t output = row * a.rows;
-      const int64_t outputs = min64(end * a.rows, a.out_features) - output;
-      const float* panel = in_place ? x : packed;
-      for (int64_t p = 0; p < panels; ++p) {
-        const int64_t begin = begin_of(p), count = begin_of(p + 1) - begin;
-        float* y = call.y + (first + begin) * call.y_stride + output;
-        Family::run(a, call, chunk, panel, (int)count, y, cells);
-        if (call.activation != Activation::kNone) {
-          activate_rows<typename Family::Vec>(y, call.y_stride, count, outputs, call.activation);
+    const int64_t widest = min64(Family::kPanel, tokens);
+    const int64_t most_columns =
+        max64(1, min64(block_columns, Family::tile_inputs(a, widest, density) / a.cols));
+    const int64_t tiles = ceil_div(block_columns, most_columns);
+    const int64_t tile_columns = ceil_div(block_columns, tiles);
+    for (int64_t i = 0; i < share_rows; ++i) cursors[i] = a.offsets[share.row_begin + i];
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      for (int64_t row = share.row_begin; row < share.row_end;) {
+        const int64_t end = gather_chunk(a, row, share.row_end, (tile + 1) * tile_columns,
+                                         cursors + (row - share.row_begin), spans);
+        const Chunk chunk{row, end, tile == 0, tile + 1 == tiles, spans};
+        const int64_t output = row * a.rows;
+        const int64_t outputs = min64(end * a.rows, a.out_features) - output;
+        const float* panel = packed;
+        for (int64_t p = 0; p < panels; ++p) {
+          const int64_t begin = split_evenly<Family>(tokens, p, panels);
+          const int64_t count = split_evenly<Family>(tokens, p + 1, panels) - begin;
+          float* y = call.y + (first + begin) * call.y_stride + output;
+          Family::run(a, call, chunk, in_place ? x + begin * call.x_stride : panel, in_place, count,
+                      y);
+          if (chunk.last_tile && call.activation != Activation::kNone) {
+            activate_rows<typename Family::Vec>(y, call.y_stride, count, outputs, call.activation);
+          }
+          panel += Family::panel_floats(padded, count);
         }
-        panel += padded * Family::width(count);
+        row = end;
       }
-      row = end;
     }
   }
 }

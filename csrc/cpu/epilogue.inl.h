@@ -47,7 +47,8 @@ SPARSEKERN_INLINE typename V::Reg activate(typename V::Reg x, Activation activat
     }
     case Activation::kSilu: {
       const typename V::Reg minus = V::mul(x, V::set(-1.0f));
-      const typename V::Reg e = exp_in_range<V>(V::max(V::set(-87.0f), V::min(V::set(88.0f), minus)));
+      const typename V::Reg e =
+          exp_in_range<V>(V::max(V::set(-87.0f), V::min(V::set(88.0f), minus)));
       return V::div(x, V::add(V::set(1.0f), e));
     }
     default:

@@ -1,108 +1,74 @@
 // Kernels that hold a vector of outputs: block rows that are a multiple of the strip, NV vectors.
 // Included inside an ISA region, once for each ISA namespace.
 //
-//   acc[t][v] += weights[k][v] * splat(x[k][t])       T tokens x NV vectors of outputs
+//   acc[t][v] += weights[k][v] * splat(x[t][k])       T tokens x NV vectors of outputs
 //
-// For each input: NV weight loads, T splats, T * NV multiply-adds. With NV = 2 a splat serves two of
-// them, so loads stay at (T + 2) / 2T of the multiply-adds. y is written row-major from registers,
-// and holds the partial sums between K-tiles.
+// For each input: NV weight loads, T splats, T * NV multiply-adds. With NV = 2 a splat serves two
+// of them, so loads stay at (T + 2) / 2T of the multiply-adds. Activations are read from the
+// caller's rows: a K-tile of T rows fits in L1, so nothing is packed or transposed. y is written
+// row-major from registers, and holds the partial sums between K-tiles.
 
-template <class V, class Packer, int NV, int T>
+// A K-tile of some tokens, and where their sums go.
+struct TileWork {
+  const float* x;
+  int64_t x_stride;
+  const float* bias;  // of the chunk's first output, or null
+  float* y;           // at the chunk's first output
+  int64_t y_stride;
+};
+
+template <class V, int NV, int T>
 struct OutputsStrip {
   using Reg = typename V::Reg;
   static constexpr int kLanes = V::kLanes;
+  static constexpr int64_t kStrip = NV * kLanes;
   // Few tokens leave few accumulators; further copies of them hide the latency of the additions.
   static constexpr int kCopies = NV * T >= 8 ? 1 : (8 + NV * T - 1) / (NV * T);
+  // Row pointers are kept for every fourth token; the others are reached by scaled offsets.
+  static constexpr int kGroup = 4;
+  static constexpr int kGroups = (T + kGroup - 1) / kGroup;
+  // Inputs by which weights are fetched ahead. The hardware follows a stream, but not one that
+  // skips the other strips of tall blocks.
+  static constexpr int kWeightsAhead = 6;
 
-  struct Sums {
-    Reg at[kCopies][T][NV];
-  };
-
-  static SPARSEKERN_INLINE void step(Reg acc[T][NV], const float* w, const float* x) {
+  static SPARSEKERN_INLINE void step(Reg acc[T][NV], const float* w, int64_t w_step,
+                                     const float* const x[kGroups], int64_t x_stride, int64_t k) {
+    prefetch(w + kWeightsAhead * w_step);
     Reg weight[NV];
     SPARSEKERN_UNROLL
     for (int v = 0; v < NV; ++v) weight[v] = V::load(w + v * kLanes);
     SPARSEKERN_UNROLL
     for (int t = 0; t < T; ++t) {
-      const Reg token = V::splat(x + t);
+      const Reg token = V::splat(x[t / kGroup] + k + (t % kGroup) * x_stride);
       SPARSEKERN_UNROLL
       for (int v = 0; v < NV; ++v) acc[t][v] = V::fma(weight[v], token, acc[t][v]);
     }
   }
 
-  // Blocks of one input: the index is the input.
-  static SPARSEKERN_INLINE void add_vectors(Sums& sums, const float* w, int64_t w_step,
-                                            const uint16_t* columns, int64_t count,
-                                            const float* panel) {
-    int64_t i = 0;
-    for (; i + kCopies <= count; i += kCopies) {
-      SPARSEKERN_UNROLL
-      for (int u = 0; u < kCopies; ++u) {
-        step(sums.at[u], w + u * w_step, panel + (int64_t)columns[i + u] * T);
-      }
-      w += kCopies * w_step;
-    }
-    if (kCopies > 1) {
-      for (; i < count; ++i, w += w_step) step(sums.at[0], w, panel + (int64_t)columns[i] * T);
-    }
-  }
-
-  static SPARSEKERN_INLINE void add_blocks(Sums& sums, const float* w, int64_t w_step,
-                                           const uint16_t* columns, int64_t count, int64_t cols,
-                                           const float* panel) {
-    for (int64_t i = 0; i < count; ++i) {
-      const float* x = panel + columns[i] * cols * T;
-      int64_t j = 0;
-      for (; j + kCopies <= cols; j += kCopies) {
+  static SPARSEKERN_INLINE void add(Reg acc[kCopies][T][NV], const float* w, int64_t w_step,
+                                    const uint16_t* column, const uint16_t* end, int64_t cols,
+                                    const float* const x[kGroups], int64_t x_stride) {
+    if (cols == 1) {
+      for (; column + kCopies <= end; column += kCopies, w += kCopies * w_step) {
         SPARSEKERN_UNROLL
-        for (int u = 0; u < kCopies; ++u) step(sums.at[u], w + u * w_step, x + u * T);
-        w += kCopies * w_step;
-        x += kCopies * T;
-      }
-      if (kCopies > 1) {
-        for (; j < cols; ++j, w += w_step, x += T) step(sums.at[0], w, x);
-      }
-    }
-  }
-
-  // Blocks [begin, end) of one block row, for the strip of outputs that starts `offset` rows into
-  // it. `valid` outputs exist; the others are the block's padding.
-  static void add_tile(const BlockMatrix& a, int64_t begin, int64_t end, int64_t offset,
-                       const float* panel, const float* bias, float* y, int64_t y_stride,
-                       int64_t valid, bool first_tile) {
-    const bool whole = valid >= NV * kLanes;
-    Sums sums;
-    SPARSEKERN_UNROLL
-    for (int u = 0; u < kCopies; ++u) {
-      SPARSEKERN_UNROLL
-      for (int t = 0; t < T; ++t) {
-        SPARSEKERN_UNROLL
-        for (int v = 0; v < NV; ++v) {
-          const float* from = first_tile ? bias : y + t * y_stride;
-          sums.at[u][t][v] = u > 0 || from == nullptr ? V::zero()
-                             : whole                  ? V::load(from + v * kLanes)
-                                     : V::load_first(from + v * kLanes, part(valid, v));
+        for (int u = 0; u < kCopies; ++u) {
+          step(acc[u], w + u * w_step, w_step, x, x_stride, column[u]);
         }
       }
-    }
-    const float* w = a.values + begin * a.cols * a.rows + offset;
-    if (a.cols == 1) {
-      add_vectors(sums, w, a.rows, a.columns + begin, end - begin, panel);
+      for (; kCopies > 1 && column < end; ++column, w += w_step) {
+        step(acc[0], w, w_step, x, x_stride, *column);
+      }
     } else {
-      add_blocks(sums, w, a.rows, a.columns + begin, end - begin, a.cols, panel);
-    }
-    SPARSEKERN_UNROLL
-    for (int t = 0; t < T; ++t) {
-      SPARSEKERN_UNROLL
-      for (int v = 0; v < NV; ++v) {
-        Reg sum = sums.at[0][t][v];
-        SPARSEKERN_UNROLL
-        for (int u = 1; u < kCopies; ++u) sum = V::add(sum, sums.at[u][t][v]);
-        float* to = y + t * y_stride + v * kLanes;
-        if (whole) {
-          V::store(to, sum);
-        } else {
-          V::store_first(to, sum, part(valid, v));
+      for (; column < end; ++column) {
+        int64_t k = *column * cols;
+        const int64_t last = k + cols;
+        for (; k + kCopies <= last; k += kCopies, w += kCopies * w_step) {
+          SPARSEKERN_UNROLL
+          for (int u = 0; u < kCopies; ++u)
+            step(acc[u], w + u * w_step, w_step, x, x_stride, k + u);
+        }
+        for (; kCopies > 1 && k < last; ++k, w += w_step) {
+          step(acc[0], w, w_step, x, x_stride, k);
         }
       }
     }
@@ -113,53 +79,147 @@ struct OutputsStrip {
     return (int)max64(0, min64(kLanes, valid - v * kLanes));
   }
 
-  static void run(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk,
-                  const float* panel, float* y) {
-    for (int64_t tile = 0; tile < chunk.tiles; ++tile) {
-      for (int64_t row = chunk.row_begin; row < chunk.row_end; ++row) {
-        const int32_t* split = chunk.of_row(row) + tile;
-        if (tile > 0 && split[0] == split[1]) continue;
-        for (int64_t offset = 0; offset < a.rows; offset += NV * kLanes) {
-          const int64_t output = row * a.rows + offset;
-          if (output >= a.out_features) break;
-          add_tile(a, split[0], split[1], offset, panel, call.bias ? call.bias + output : nullptr,
-                   y + output - chunk.row_begin * a.rows, call.y_stride, a.out_features - output,
-                   tile == 0);
+  // Sets the sums to what the outputs hold so far: the bias before the first tile, y after it.
+  template <bool kWhole>
+  static SPARSEKERN_INLINE void start(Reg acc[T][NV], const float* from, int64_t stride,
+                                      int64_t valid) {
+    SPARSEKERN_UNROLL
+    for (int t = 0; t < T; ++t) {
+      SPARSEKERN_UNROLL
+      for (int v = 0; v < NV; ++v) {
+        const float* p = from + t * stride + v * kLanes;
+        acc[t][v] = kWhole ? V::load(p) : V::load_first(p, part(valid, v));
+      }
+    }
+  }
+
+  template <bool kWhole>
+  static SPARSEKERN_INLINE void strip(const BlockMatrix& a, const TileWork& work, bool first_tile,
+                                      const float* w, const uint16_t* column, const uint16_t* end,
+                                      int64_t output, int64_t valid, const float* const x[kGroups],
+                                      int64_t x_stride) {
+    float* y = work.y + output;
+    const int64_t y_stride = work.y_stride;
+    Reg acc[kCopies][T][NV];
+    SPARSEKERN_UNROLL
+    for (int u = 0; u < kCopies; ++u) {
+      SPARSEKERN_UNROLL
+      for (int t = 0; t < T; ++t) {
+        SPARSEKERN_UNROLL
+        for (int v = 0; v < NV; ++v) acc[u][t][v] = V::zero();
+      }
+    }
+    if (!first_tile) {
+      start<kWhole>(acc[0], y, y_stride, valid);
+    } else if (work.bias != nullptr) {
+      start<kWhole>(acc[0], work.bias + output, 0, valid);
+    }
+    add(acc, w, a.rows, column, end, a.cols, x, x_stride);
+    SPARSEKERN_UNROLL
+    for (int t = 0; t < T; ++t) {
+      SPARSEKERN_UNROLL
+      for (int v = 0; v < NV; ++v) {
+        Reg sum = acc[0][t][v];
+        SPARSEKERN_UNROLL
+        for (int u = 1; u < kCopies; ++u) sum = V::add(sum, acc[u][t][v]);
+        float* to = y + t * y_stride + v * kLanes;
+        if (kWhole) {
+          V::store(to, sum);
+        } else {
+          V::store_first(to, sum, part(valid, v));
         }
       }
     }
   }
+
+  // One K-tile of all block rows of the chunk.
+  static SPARSEKERN_NOINLINE void run_tile(const BlockMatrix& a, const Chunk& chunk,
+                                           const TileWork& work) {
+    const float* x[kGroups];
+    SPARSEKERN_UNROLL
+    for (int g = 0; g < kGroups; ++g) x[g] = work.x + g * kGroup * work.x_stride;
+    const int64_t x_stride = work.x_stride;
+    const int32_t* span = chunk.spans;
+    const int64_t rows = a.rows;
+    int64_t output = 0;  // from the chunk's first one
+    int64_t valid = a.out_features - chunk.row_begin * rows;
+    for (int64_t row = chunk.row_begin; row < chunk.row_end; ++row, span += 2) {
+      const uint16_t* column = a.columns + span[0];
+      const uint16_t* end = a.columns + span[1];
+      const float* w = a.values + span[0] * a.cols * rows;
+      for (int64_t offset = 0; offset < rows; offset += kStrip) {
+        if (valid >= kStrip) {
+          strip<true>(a, work, chunk.first_tile, w + offset, column, end, output, valid, x,
+                      x_stride);
+        } else if (valid > 0) {
+          strip<false>(a, work, chunk.first_tile, w + offset, column, end, output, valid, x,
+                       x_stride);
+        }
+        output += kStrip;
+        valid -= kStrip;
+      }
+    }
+  }
+
+  static void run(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk, const float* x,
+                  int64_t x_stride, float* y) {
+    const float* bias = call.bias == nullptr ? nullptr : call.bias + chunk.row_begin * a.rows;
+    run_tile(a, chunk, {x, x_stride, bias, y, call.y_stride});
+  }
 };
 
-// V: vector of outputs. Packer: the ISA's widest vector. kMost: most tokens in a panel.
-template <class V, class Packer, int NV, int kMost>
+// V: vector of outputs. Wide: the ISA's widest vector. kMost: most tokens at once.
+template <class V, class Wide, int NV, int kMost>
 struct OutputsFamily {
-  using Vec = Packer;
-  static_assert(kMost <= Packer::kLanes, "a panel is packed in one strip");
+  using Vec = Wide;
   static constexpr int64_t kPanel = kMost;
-  static constexpr int64_t kTileFloats = 6 * 1024;  // 24 KiB of a 32 KiB L1
-  static constexpr int64_t kCellFloats = 0;
-  static constexpr int64_t kCellOutputs = INT64_MAX;
-  static constexpr int64_t kSlack = Packer::kLanes;
+  static constexpr int64_t kQuantum = 1;
+  static constexpr int64_t kSlack = 0;
 
-  static constexpr int64_t width(int64_t tokens) { return tokens; }
+  // Rows are read where they are if whole blocks of inputs can be, and unless they lie a multiple
+  // of 4 KiB apart, where the same inputs of all tokens compete for the same cache sets.
+  static bool in_place(const BlockMatrix& a, const LinearCall& call) {
+    return a.in_features % a.cols == 0 && call.x_stride % 1024 != 0;
+  }
 
-  static void pack(const float* x, int64_t stride, int tokens, int64_t inputs, float* panel) {
-    pack_strip<Packer>(x, stride, tokens, inputs, panel, tokens);
+  // Inputs whose rows stay in L1 (18 KiB; the rest is for weights passing through) while block rows
+  // pass over them. It is worth the extra visits to y only if most of a cache line brought from L2
+  // would be wasted: with a quarter of the inputs used, reading from L2 keeps up.
+  static int64_t tile_inputs(const BlockMatrix& a, int64_t tokens, double density) {
+    const double used_of_line = density * kLine > a.cols ? density * kLine : (double)a.cols;
+    return used_of_line < 3 ? 4608 / tokens : INT64_MAX;
+  }
+
+  // Copied rows are padded to whole blocks and then to an odd number of cache lines.
+  static int64_t copy_stride(int64_t padded) { return ceil_div(padded, 32) * 32 + 16; }
+  static int64_t panel_floats(int64_t padded, int64_t tokens) {
+    return copy_stride(padded) * tokens;
+  }
+
+  static void pack(const float* x, int64_t stride, int64_t tokens, int64_t inputs, int64_t padded,
+                   float* panel) {
+    for (int64_t t = 0; t < tokens; ++t, x += stride, panel += copy_stride(padded)) {
+      int64_t k = 0;
+      for (; k + Wide::kLanes <= inputs; k += Wide::kLanes)
+        Wide::store(panel + k, Wide::load(x + k));
+      for (; k < inputs; ++k) panel[k] = x[k];
+      for (; k < padded; ++k) panel[k] = 0.0f;
+    }
   }
 
   template <int T>
   static void run_exact(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk,
-                        const float* panel, int tokens, float* y) {
+                        const float* x, int64_t x_stride, int64_t tokens, float* y) {
     if (tokens == T) {
-      OutputsStrip<V, Packer, NV, T>::run(a, call, chunk, panel, y);
+      OutputsStrip<V, NV, T>::run(a, call, chunk, x, x_stride, y);
     } else if constexpr (T > 1) {
-      run_exact<T - 1>(a, call, chunk, panel, tokens, y);
+      run_exact<T - 1>(a, call, chunk, x, x_stride, tokens, y);
     }
   }
 
   static void run(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk,
-                  const float* panel, int tokens, float* y, float*) {
-    run_exact<kMost>(a, call, chunk, panel, tokens, y);
+                  const float* panel, bool placed, int64_t tokens, float* y) {
+    const int64_t stride = placed ? call.x_stride : copy_stride(a.padded_in_features());
+    run_exact<kMost>(a, call, chunk, panel, stride, tokens, y);
   }
 };

@@ -19,7 +19,7 @@ double now() {
 // Written in assembly: it measures the machine, so no compiler may improve it. Twelve independent
 // chains cover the latency of two multiply-adds a cycle.
 #define CHAIN(reg) "vfmadd231ps %%" reg "15, %%" reg "14, %%" reg
-#define ROUND(reg)                                                                       \
+#define ROUND(reg) \
   CHAIN(reg) "0\n" CHAIN(reg) "1\n" CHAIN(reg) "2\n" CHAIN(reg) "3\n" CHAIN(reg) "4\n"    \
       CHAIN(reg) "5\n" CHAIN(reg) "6\n" CHAIN(reg) "7\n" CHAIN(reg) "8\n" CHAIN(reg) "9\n" \
           CHAIN(reg) "10\n" CHAIN(reg) "11\n"

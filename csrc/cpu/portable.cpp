@@ -1,28 +1,28 @@
 // The portable kernels: no intrinsics, no region; whatever the compiler's base target offers.
+#include "cpu/isa/portable.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
 #include "core/view.h"
 #include "cpu/isa/region.h"
 
-#include "cpu/isa/portable.h"
-
 namespace sparsekern::portable {
 namespace {
-#include "cpu/epilogue.inl.h"
-#include "cpu/pack.inl.h"
 #include "cpu/driver.inl.h"
+#include "cpu/epilogue.inl.h"
 #include "cpu/outputs.inl.h"
+#include "cpu/pack.inl.h"
 #include "cpu/tokens.inl.h"
 }  // namespace
 }  // namespace sparsekern::portable
 
-#define SPARSEKERN_DEFINE(name, ...)                                             \
-  extern "C" void sparsekern_##name(const sparsekern::BlockMatrix* a,            \
-                                    const sparsekern::LinearCall* call,          \
-                                    const sparsekern::Share* share) {            \
-    using namespace sparsekern::portable;                                        \
-    run_share<__VA_ARGS__>(*a, *call, *share);                                   \
+#define SPARSEKERN_DEFINE(name, ...)                                    \
+  extern "C" void sparsekern_##name(const sparsekern::BlockMatrix* a,   \
+                                    const sparsekern::LinearCall* call, \
+                                    const sparsekern::Share* share) {   \
+    using namespace sparsekern::portable;                               \
+    run_share<__VA_ARGS__>(*a, *call, *share);                          \
   }
 
 SPARSEKERN_DEFINE(outputs_r16_portable, OutputsFamily<Vec4, Vec4, 2, 4>)

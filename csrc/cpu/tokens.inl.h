@@ -3,9 +3,9 @@
 //
 //   acc[r][m] += splat(weight[k][r]) * x[k][m]        R outputs x MV vectors of tokens
 //
-// For each input: MV activation loads, R splats, R * MV multiply-adds. Sums collect in `cells`
-// [outputs of the chunk][tokens of the panel], stay there between K-tiles, and are transposed into
-// row-major y with the bias once the chunk is done.
+// For each input: MV activation loads, R splats, R * MV multiply-adds. The sums of a cache line of
+// outputs are collected in `cells` [outputs][tokens] and then transposed into, or onto, row-major
+// y.
 
 template <class V, int R, int MV>
 struct TokensStrip {
@@ -26,25 +26,24 @@ struct TokensStrip {
   }
 
   // Blocks [begin, end) of one block row, outputs [offset, offset + R) of it.
-  static void add_tile(const BlockMatrix& a, int64_t begin, int64_t end, int64_t offset,
-                       const float* panel, float* cells, bool first_tile) {
+  static SPARSEKERN_INLINE void add(const BlockMatrix& a, int64_t begin, int64_t end,
+                                    int64_t offset, const float* panel, float* cells) {
     Reg acc[R][MV];
     SPARSEKERN_UNROLL
     for (int r = 0; r < R; ++r) {
       SPARSEKERN_UNROLL
-      for (int m = 0; m < MV; ++m) {
-        acc[r][m] = first_tile ? V::zero() : V::load(cells + r * kWidth + m * kLanes);
-      }
+      for (int m = 0; m < MV; ++m) acc[r][m] = V::zero();
     }
-    const float* w = a.values + begin * a.cols * a.rows + offset;
-    if (a.cols == 1) {
-      for (int64_t i = begin; i < end; ++i, w += a.rows) {
-        step(acc, w, panel + a.columns[i] * kWidth);
-      }
+    const int64_t rows = a.rows, cols = a.cols;
+    const float* w = a.values + begin * cols * rows + offset;
+    const uint16_t* column = a.columns + begin;
+    const uint16_t* const last = a.columns + end;
+    if (cols == 1) {
+      for (; column < last; ++column, w += rows) step(acc, w, panel + *column * kWidth);
     } else {
-      for (int64_t i = begin; i < end; ++i) {
-        const float* x = panel + a.columns[i] * a.cols * kWidth;
-        for (int64_t j = 0; j < a.cols; ++j, w += a.rows, x += kWidth) step(acc, w, x);
+      for (; column < last; ++column) {
+        const float* x = panel + *column * cols * kWidth;
+        for (int64_t j = 0; j < cols; ++j, w += rows, x += kWidth) step(acc, w, x);
       }
     }
     SPARSEKERN_UNROLL
@@ -54,44 +53,60 @@ struct TokensStrip {
     }
   }
 
-  static void write(const float* cells, int64_t outputs, const float* bias, int tokens, float* y,
-                    int64_t y_stride) {
-    for (int64_t n = 0; n < outputs; n += kLanes) {
-      const int count = (int)min64(kLanes, outputs - n);
-      const Reg shift = bias == nullptr ? V::zero() : V::load_first(bias + n, count);
-      for (int t0 = 0; t0 < tokens; t0 += kLanes) {
-        Reg row[kLanes];
-        V::load_transposed(cells + n * kWidth + t0, kWidth, count, row);
-        const int rows = (int)min64(kLanes, tokens - t0);
-        float* to = y + t0 * y_stride + n;
-        if (count == kLanes && rows == kLanes) {
-          SPARSEKERN_UNROLL
-          for (int t = 0; t < kLanes; ++t) V::store(to + t * y_stride, V::add(row[t], shift));
-        } else {
-          SPARSEKERN_UNROLL
-          for (int t = 0; t < kLanes; ++t) {
-            if (t < rows) V::store_first(to + t * y_stride, V::add(row[t], shift), count);
-          }
-        }
+  // Transposes a square of cells and adds it to kLanes rows of y, or to the bias that y begins
+  // with.
+  static SPARSEKERN_INLINE void write_square(const float* cells, int outputs, bool first_tile,
+                                             const float* bias, int64_t tokens, float* y,
+                                             int64_t y_stride) {
+    Reg row[kLanes];
+    V::load_transposed(cells, kWidth, outputs, row);
+    const Reg shift = bias == nullptr ? V::zero() : V::load_first(bias, outputs);
+    if (outputs == kLanes && tokens >= kLanes) {
+      SPARSEKERN_UNROLL
+      for (int t = 0; t < kLanes; ++t, y += y_stride) {
+        V::store(y, V::add(row[t], first_tile ? shift : V::load(y)));
+      }
+    } else {
+      SPARSEKERN_UNROLL
+      for (int t = 0; t < kLanes; ++t, y += y_stride) {
+        if (t >= tokens) break;
+        V::store_first(y, V::add(row[t], first_tile ? shift : V::load_first(y, outputs)), outputs);
       }
     }
   }
 
-  static void run(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk,
-                  const float* panel, int tokens, float* y, float* cells) {
-    for (int64_t tile = 0; tile < chunk.tiles; ++tile) {
-      float* cell = cells;
-      for (int64_t row = chunk.row_begin; row < chunk.row_end; ++row) {
-        const int32_t* split = chunk.of_row(row) + tile;
-        for (int64_t offset = 0; offset < a.rows; offset += R, cell += R * kWidth) {
-          if (tile > 0 && split[0] == split[1]) continue;
-          add_tile(a, split[0], split[1], offset, panel, cell, tile == 0);
-        }
+  // Goes through y by whole cache lines: at power-of-two strides its rows share cache sets, and a
+  // line left half written would be evicted before the other half comes.
+  static SPARSEKERN_NOINLINE void write(const float* cells, int64_t outputs, bool first_tile,
+                                        const float* bias, int64_t tokens, float* y,
+                                        int64_t y_stride) {
+    for (int64_t t = 0; t < tokens; t += kLanes) {
+      for (int64_t n = 0; n < outputs; n += kLanes) {
+        write_square(cells + n * kWidth + t, (int)min64(kLanes, outputs - n), first_tile,
+                     bias == nullptr ? nullptr : bias + n, tokens - t, y + t * y_stride + n,
+                     y_stride);
       }
     }
-    const int64_t output = chunk.row_begin * a.rows;
-    const int64_t outputs = min64(chunk.row_end * a.rows, a.out_features) - output;
-    write(cells, outputs, call.bias ? call.bias + output : nullptr, tokens, y, call.y_stride);
+  }
+
+  static SPARSEKERN_NOINLINE void run(const BlockMatrix& a, const LinearCall& call,
+                                      const Chunk& chunk, const float* panel, int64_t tokens,
+                                      float* y) {
+    alignas(64) float cells[kLine * kWidth];
+    const int32_t* span = chunk.spans;
+    const int64_t outputs_end = min64(chunk.row_end * a.rows, a.out_features);
+    for (int64_t row = chunk.row_begin; row < chunk.row_end;) {
+      const int64_t output = row * a.rows;
+      float* cell = cells;
+      for (; row < chunk.row_end && cell < cells + kLine * kWidth; ++row, span += 2) {
+        for (int64_t offset = 0; offset < a.rows; offset += R, cell += R * kWidth) {
+          add(a, span[0], span[1], offset, panel, cell);
+        }
+      }
+      write(cells, min64(kLine, outputs_end - output), chunk.first_tile,
+            call.bias ? call.bias + output : nullptr, tokens,
+            y + (output - chunk.row_begin * a.rows), call.y_stride);
+    }
   }
 };
 
@@ -100,38 +115,42 @@ struct TokensFamily {
   using Vec = V;
   static constexpr int kLanes = V::kLanes;
   static constexpr int64_t kPanel = kMostVectors * kLanes;
-  static constexpr int64_t kTileFloats = 24 * 1024;  // 96 KiB: L2 feeds MV loads for R * MV FMAs
-  static constexpr int64_t kCellOutputs = 512;
-  static constexpr int64_t kCellFloats = kCellOutputs * kPanel;
+  static constexpr int64_t kQuantum = kLanes;
   static constexpr int64_t kSlack = kLanes;
 
-  static constexpr int64_t width(int64_t tokens) { return ceil_div_lanes(tokens) * kLanes; }
-  static constexpr int64_t ceil_div_lanes(int64_t tokens) { return (tokens + kLanes - 1) / kLanes; }
+  static bool in_place(const BlockMatrix&, const LinearCall&) { return false; }
+  // 96 KiB of a panel: a part of L2, which feeds MV loads for R * MV multiply-adds.
+  static int64_t tile_inputs(const BlockMatrix&, int64_t tokens, double) {
+    return 24 * 1024 / (vectors(tokens) * kLanes);
+  }
 
-  static void pack(const float* x, int64_t stride, int tokens, int64_t inputs, float* panel) {
-    const int64_t wide = width(tokens);
-    for (int t = 0; t < tokens; t += kLanes) {
-      const int strip = (int)min64(kLanes, tokens - t);
-      pack_strip<V>(x + t * stride, stride, strip, inputs, panel + t, wide);
-      // Lanes without a token must hold something: their sums are computed, never stored.
-      for (int64_t k = inputs - inputs % kLanes; k < inputs; ++k) {
-        for (int64_t lane = strip; lane < kLanes; ++lane) panel[k * wide + t + lane] = 0.0f;
-      }
+  static int64_t vectors(int64_t tokens) { return ceil_div(tokens, kLanes); }
+  static int64_t panel_floats(int64_t padded, int64_t tokens) {
+    return padded * vectors(tokens) * kLanes;
+  }
+
+  static void pack(const float* x, int64_t stride, int64_t tokens, int64_t inputs, int64_t padded,
+                   float* panel) {
+    const int64_t width = vectors(tokens) * kLanes;
+    for (int64_t t = 0; t < tokens; t += kLanes) {
+      pack_strip<V>(x + t * stride, stride, (int)min64(kLanes, tokens - t), inputs, panel + t,
+                    width);
     }
+    for (int64_t i = inputs * width; i < padded * width; ++i) panel[i] = 0.0f;
   }
 
   template <int MV>
   static void run_exact(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk,
-                        const float* panel, int tokens, float* y, float* cells) {
-    if (ceil_div_lanes(tokens) == MV) {
-      TokensStrip<V, R, MV>::run(a, call, chunk, panel, tokens, y, cells);
+                        const float* panel, int64_t tokens, float* y) {
+    if (vectors(tokens) == MV) {
+      TokensStrip<V, R, MV>::run(a, call, chunk, panel, tokens, y);
     } else if constexpr (MV > 1) {
-      run_exact<MV - 1>(a, call, chunk, panel, tokens, y, cells);
+      run_exact<MV - 1>(a, call, chunk, panel, tokens, y);
     }
   }
 
   static void run(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk,
-                  const float* panel, int tokens, float* y, float* cells) {
-    run_exact<kMostVectors>(a, call, chunk, panel, tokens, y, cells);
+                  const float* panel, bool, int64_t tokens, float* y) {
+    run_exact<kMostVectors>(a, call, chunk, panel, tokens, y);
   }
 };

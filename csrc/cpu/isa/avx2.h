@@ -48,8 +48,8 @@ struct Vec8 {
       for (int i = 0; i < 4; ++i) {
         const float* low = src + (i < rows ? i : rows - 1) * stride + 4 * half;
         const float* high = src + (i + 4 < rows ? i + 4 : rows - 1) * stride + 4 * half;
-        quad[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)),
-                                       _mm_loadu_ps(high), 1);
+        quad[i] =
+            _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
       }
       const Reg a = _mm256_unpacklo_ps(quad[0], quad[1]), b = _mm256_unpackhi_ps(quad[0], quad[1]);
       const Reg c = _mm256_unpacklo_ps(quad[2], quad[3]), d = _mm256_unpackhi_ps(quad[2], quad[3]);

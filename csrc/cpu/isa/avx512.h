@@ -16,9 +16,7 @@ struct Vec16 {
   static SPARSEKERN_INLINE Reg splat(const float* p) { return _mm512_set1_ps(*p); }
   static SPARSEKERN_INLINE Reg load(const float* p) { return _mm512_loadu_ps(p); }
   static SPARSEKERN_INLINE void store(float* p, Reg v) { _mm512_storeu_ps(p, v); }
-  static SPARSEKERN_INLINE __mmask16 first(int n) {
-    return static_cast<__mmask16>((1u << n) - 1u);
-  }
+  static SPARSEKERN_INLINE __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
   static SPARSEKERN_INLINE Reg load_first(const float* p, int n) {
     return _mm512_maskz_loadu_ps(first(n), p);
   }
@@ -47,7 +45,9 @@ struct Vec16 {
       SPARSEKERN_UNROLL
       for (int i = 0; i < 4; ++i) {
         const float* p = src + 4 * quarter;
-        const auto row = [&](int r) { return _mm_loadu_ps(p + (r < rows ? r : rows - 1) * stride); };
+        const auto row = [&](int r) {
+          return _mm_loadu_ps(p + (r < rows ? r : rows - 1) * stride);
+        };
         quad[i] = _mm512_castps128_ps512(row(i));
         quad[i] = _mm512_insertf32x4(quad[i], row(i + 4), 1);
         quad[i] = _mm512_insertf32x4(quad[i], row(i + 8), 2);

@@ -15,4 +15,6 @@
 #endif
 
 #define SPARSEKERN_INLINE inline __attribute__((always_inline))
+// For functions whose loops need all the registers: inlined, they would share them with the caller.
+#define SPARSEKERN_NOINLINE __attribute__((noinline))
 #define SPARSEKERN_UNROLL SPARSEKERN_PRAGMA(GCC unroll 64)

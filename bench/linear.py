@@ -1,0 +1,145 @@
+"""Packed linear layers against dense PyTorch: python bench/linear.py --out results.jsonl
+
+For every case: correctness against float64 first, then the faster of eager and compiled dense
+PyTorch and our layer, interleaved. A call is what a user calls, ``layer(x)``: packing of activations,
+tails, bias and output layout are all inside. Share of peak is the non-zero FLOP rate over the
+multiply-add peak measured in the same run; efficiency is speed-up x density.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import sparsekern as sk
+from sparsekern._native import native
+from sparsekern.plan import Request, select
+
+from harness import environment, fma_peak, interleave, threads, write
+
+SHAPES = ((768, 3072), (3072, 768), (384, 1536), (1536, 384), (4096, 4096))  # (in, out)
+BLOCKS = ((16, 1), (32, 1), (16, 16), (32, 32), (64, 64), (4, 1), (8, 1))
+DENSITIES = (0.5, 0.25, 0.1)
+TOKENS = (1, 128, 512)
+
+
+def dense_variants(linear: nn.Linear, x: Tensor, compiled: bool) -> dict[str, Callable[[], object]]:
+    """Dense PyTorch as a user can have it: eager, and compiled with constant folding of weights."""
+    variants: dict[str, Callable[[], object]] = {"eager": lambda: linear(x)}
+    if compiled:
+        torch._dynamo.reset()
+        fast = torch.compile(linear, dynamic=False, options={"freezing": True})
+        fast(x)
+        variants["compiled"] = lambda: fast(x)
+    return variants
+
+
+def check(layer: sk.SparseLinear, x: Tensor) -> float:
+    """Largest error relative to the largest output, against the float64 product."""
+    dense = layer.to_dense().double()
+    expected = dense(x.double())
+    error = (layer(x) - expected).abs().max() / expected.abs().max()
+    if not error < 1e-5:
+        raise AssertionError(f"{layer}: relative error {error:.2e} at {x.shape[0]} tokens")
+    return float(error)
+
+
+def cases(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    env = environment()
+    for count in options.threads:
+        with threads(count), torch.inference_mode():
+            for tokens in options.tokens:
+                for in_features, out_features in options.shapes:
+                    yield from shape_cases(options, env, count, tokens, in_features, out_features)
+
+
+def shape_cases(
+    options: argparse.Namespace, env: dict[str, Any], count: int, tokens: int, in_features: int, out_features: int
+) -> Iterator[dict[str, Any]]:
+    torch.manual_seed(options.seed)
+    linear = nn.Linear(in_features, out_features)
+    x = torch.randn(tokens, in_features)
+    variants = dense_variants(linear, x, options.compiled)
+    trial = interleave(variants, rounds=10)
+    baseline = min(trial, key=lambda name: trial[name].median)
+    for rows, cols in options.blocks:
+        for density in options.densities:
+            layer = sk.SparseLinear.from_dense(linear, sk.Block(rows, cols), sparsity=1 - density)
+            error = check(layer, x)
+            peak = fma_peak(count, 0.05)
+            times = interleave({"dense": variants[baseline], "sparse": lambda: layer(x)}, options.rounds)
+            dense, sparse = times["dense"], times["sparse"]
+            stored = layer.packed.density
+            gflops = 2 * tokens * layer.values.numel() / sparse.median * 1e-9
+            request = Request(layer.granularity, (out_features, in_features), torch.float32, "cpu")
+            yield {
+                "suite": "linear",
+                "case": {
+                    "in": in_features,
+                    "out": out_features,
+                    "tokens": tokens,
+                    "threads": count,
+                    "dtype": "float32",
+                    "granularity": f"{rows}x{cols}",
+                    "density": round(stored, 4),
+                    "kernel": select(request).kernel_name(request, tokens),
+                },
+                "t": sparse.record(),
+                "baseline": {"name": baseline, **dense.record()},
+                "speedup": dense.median / sparse.median,
+                "efficiency": dense.median / sparse.median * stored,
+                "gflops": gflops,
+                "peak_gflops": peak,
+                "share_of_peak": gflops / peak,
+                "gbs": layer.packed.nbytes / sparse.median * 1e-9,
+                "error": error,
+                "env": env,
+                "seed": options.seed,
+            }
+
+
+def line(record: dict[str, Any]) -> str:
+    case = record["case"]
+    return (
+        f"{case['threads']}t M={case['tokens']:<4d} {case['in']:>5d}->{case['out']:<5d} {case['granularity']:>6s} "
+        f"d={case['density']:<5.3g} dense {record['baseline']['median'] * 1e6:8.0f} us ({record['baseline']['name']:8s}) "
+        f"sparse {record['t']['median'] * 1e6:8.1f} us  {record['speedup']:6.2f}x  eff {record['efficiency']:.2f}  "
+        f"peak share {record['share_of_peak']:.2f}"
+    )
+
+
+def pair(text: str) -> tuple[int, int]:
+    first, second = text.split("x")
+    return int(first), int(second)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
+    parser.add_argument("--shapes", type=pair, nargs="+", default=SHAPES, help="INxOUT")
+    parser.add_argument("--blocks", type=pair, nargs="+", default=BLOCKS, help="ROWSxCOLS")
+    parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--eager-only", dest="compiled", action="store_false", help="skip compiled dense PyTorch")
+    parser.add_argument("--out", type=Path, help="append JSON lines to this file")
+    options = parser.parse_args()
+    if native is None:
+        parser.error("the native kernels are not installed; python -m sparsekern doctor says why")
+
+    def announced() -> Iterator[dict[str, Any]]:
+        for record in cases(options):
+            print(line(record), flush=True)
+            yield record
+
+    write(announced(), options.out)
+
+
+if __name__ == "__main__":
+    main()
