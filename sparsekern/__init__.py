@@ -5,6 +5,7 @@ from ._native import apply_isa_limit as _apply_isa_limit
 _apply_isa_limit()
 
 from . import backends as _backends  # noqa: E402, F401  (registers the back ends)
+from .io import load_, save  # noqa: E402
 from .layouts import Block, Channel, PackedWeight, Unstructured, pack  # noqa: E402
 from .nn import Sparse, SparseLinear, densify_, linear, sparsify_  # noqa: E402
 from .plan import KernelRecord, Target, kernels  # noqa: E402
@@ -24,7 +25,9 @@ __all__ = [
     "densify_",
     "kernels",
     "linear",
+    "load_",
     "make_mask",
     "pack",
+    "save",
     "sparsify_",
 ]

@@ -122,14 +122,16 @@ def has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, hooks, None) for hooks in _HOOKS)
 
 
-def sparse_twin(linear: nn.Linear, packed: PackedWeight, name: str, activation: str | None = None) -> SparseLinear:
-    """A sparse layer to stand where ``linear`` stood, with the same bias Parameter.
+def sparse_twin(
+    layer: nn.Linear | SparseLinear, packed: PackedWeight, name: str, activation: str | None = None
+) -> SparseLinear:
+    """A sparse layer to stand where ``layer`` stood, with the same bias Parameter.
 
     The Parameter is kept because others may hold it: an optimizer, or a module that shares it.
     """
-    sparse = SparseLinear(packed, linear.bias, activation, name)
-    sparse.bias = linear.bias
-    return sparse.train(linear.training)
+    sparse = SparseLinear(packed, layer.bias, activation, name)
+    sparse.register_parameter("bias", layer._parameters["bias"])
+    return sparse.train(layer.training)
 
 
 def dense_twin(sparse: SparseLinear) -> nn.Module:

@@ -1,0 +1,108 @@
+"""The metadata of a file: which layers are sparse and how, and which tensors are one and the same."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..layouts import Granularity, parse
+from ..ops import ACTIVATIONS
+
+KEY = "sparsekern"
+"""Key of the header in the safetensors metadata."""
+
+VERSION = 1
+"""Version of the header that this package writes, and the only one that it reads."""
+
+
+@dataclass(frozen=True)
+class LayerEntry:
+    """What the tensors of a sparse layer mean.
+
+    Attributes:
+        granularity: layout of the packed weight.
+        shape: ``(out, in)`` of the dense weight.
+        activation: fused activation, or ``"none"``.
+    """
+
+    granularity: Granularity
+    shape: tuple[int, int]
+    activation: str
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about its tensors.
+
+    Attributes:
+        layers: the sparse layers by fully qualified name.
+        shared: tensors that are another tensor of the file under a second name: ``{name: stored name}``.
+    """
+
+    layers: Mapping[str, LayerEntry]
+    shared: Mapping[str, str]
+
+    def to_json(self) -> str:
+        """Text form that :func:`parse_header` reads back."""
+        layers = {
+            name: {"granularity": entry.granularity.spec, "shape": list(entry.shape), "activation": entry.activation}
+            for name, entry in self.layers.items()
+        }
+        return json.dumps({"version": VERSION, "layers": layers, "shared": dict(self.shared)})
+
+
+def parse_header(metadata: Mapping[str, str] | None) -> Header:
+    """Read and check the header of a file.
+
+    Raises:
+        ValueError: what was expected and what was found.
+    """
+    if not metadata or KEY not in metadata:
+        raise ValueError(f"metadata: expected an entry {KEY!r} as sparsekern.save writes it, found none")
+    try:
+        header = json.loads(metadata[KEY])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"metadata: expected JSON, but {error}") from None
+    fields = _object(header, "metadata")
+    if fields.get("version") != VERSION:
+        raise ValueError(f"metadata: expected format version {VERSION}, found {fields.get('version')!r}")
+    layers = _object(fields.get("layers"), "metadata.layers")
+    shared = _object(fields.get("shared"), "metadata.shared")
+    for name, owner in shared.items():
+        if not isinstance(owner, str):
+            raise ValueError(f"metadata.shared: expected the name of a tensor for {name!r}, found {owner!r}")
+    return Header({name: _layer(entry, name) for name, entry in layers.items()}, shared)
+
+
+def import_safetensors(module: str) -> Any:
+    """Import a module of the optional package ``safetensors``."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f'sparsekern.save and load_ need safetensors: pip install "sparsekern[io]" ({error})'
+        ) from None
+
+
+def _layer(entry: Any, name: str) -> LayerEntry:
+    fields = _object(entry, f"metadata of layer {name!r}")
+    spec, shape, activation = (fields.get(key) for key in ("granularity", "shape", "activation"))
+    if not isinstance(spec, str):
+        raise ValueError(f"{name}: expected a granularity such as 'block(16,1)', found {spec!r}")
+    if not (isinstance(shape, list) and len(shape) == 2 and all(type(side) is int and side > 0 for side in shape)):
+        raise ValueError(f"{name}: expected a shape [out, in] of two integers > 0, found {shape!r}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{name}: expected an activation of {', '.join(ACTIVATIONS)}, found {activation!r}")
+    try:
+        return LayerEntry(parse(spec), (shape[0], shape[1]), activation)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{what}: expected a JSON object, found {type(value).__name__}")
+    return value
