@@ -30,11 +30,14 @@ def _first_willing(request: Request) -> Backend:
     )
 
 
-# The compiler cannot look into a back end's native code and need not: the choice depends on no
-# tensor. Plain data goes in and out, which it can guard and keep as a constant.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _name_as_constant(spec: str, shape: tuple[int, int], dtype: torch.dtype, device: str) -> str:
     return _first_willing(Request(parse(spec), shape, dtype, device)).name
+
+
+# The compiler cannot look into a back end's native code and need not: the choice depends on no
+# tensor. Plain data goes in and out, which it can guard and keep as a constant. This is what
+# torch.compiler.assume_constant_result does after importing the compiler, which takes a second.
+_name_as_constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def refusals(request: Request) -> dict[str, str]:
