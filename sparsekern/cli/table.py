@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-Rows = Sequence[Sequence[str]]
+from ..report.table import Rows, text_table
 
 
 def print_table(columns: Sequence[str], rows: Rows) -> None:
@@ -13,13 +13,6 @@ def print_table(columns: Sequence[str], rows: Rows) -> None:
     # In a pipe rich would wrap at 80 columns, which spoils the table for whoever reads it there.
     if not (sys.stdout.isatty() and _print_rich(columns, rows)):
         print(text_table(columns, rows))
-
-
-def text_table(columns: Sequence[str], rows: Rows) -> str:
-    """The table as plain text, one line a row."""
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    lines = [columns, ["-" * width for width in widths], *rows]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
 def _print_rich(columns: Sequence[str], rows: Rows) -> bool:
