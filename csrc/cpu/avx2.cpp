@@ -12,11 +12,13 @@ SPARSEKERN_REGION_BEGIN("avx2,fma")
 
 namespace sparsekern::avx2 {
 namespace {
-#include "cpu/driver.inl.h"
+// clang-format off: each builds on the ones before it
 #include "cpu/epilogue.inl.h"
-#include "cpu/outputs.inl.h"
 #include "cpu/pack.inl.h"
+#include "cpu/driver.inl.h"
+#include "cpu/outputs.inl.h"
 #include "cpu/tokens.inl.h"
+// clang-format on
 }  // namespace
 }  // namespace sparsekern::avx2
 

@@ -18,11 +18,13 @@ SPARSEKERN_REGION_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
 
 namespace sparsekern::avx512 {
 namespace {
-#include "cpu/driver.inl.h"
+// clang-format off: each builds on the ones before it
 #include "cpu/epilogue.inl.h"
-#include "cpu/outputs.inl.h"
 #include "cpu/pack.inl.h"
+#include "cpu/driver.inl.h"
+#include "cpu/outputs.inl.h"
 #include "cpu/tokens.inl.h"
+// clang-format on
 }  // namespace
 }  // namespace sparsekern::avx512
 

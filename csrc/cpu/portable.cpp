@@ -9,11 +9,13 @@
 
 namespace sparsekern::portable {
 namespace {
-#include "cpu/driver.inl.h"
+// clang-format off: each builds on the ones before it
 #include "cpu/epilogue.inl.h"
-#include "cpu/outputs.inl.h"
 #include "cpu/pack.inl.h"
+#include "cpu/driver.inl.h"
+#include "cpu/outputs.inl.h"
 #include "cpu/tokens.inl.h"
+// clang-format on
 }  // namespace
 }  // namespace sparsekern::portable
 
