@@ -1,6 +1,11 @@
 // AVX2 + FMA: vectors of 8 (and 4) floats, 16 registers.
 #pragma once
 
+#include <immintrin.h>
+#include <stdint.h>
+
+#include "cpu/isa/region.h"
+
 namespace sparsekern::avx2 {
 
 struct Vec8 {

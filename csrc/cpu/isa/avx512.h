@@ -5,6 +5,11 @@
 // vectors a cycle but only one of 512 bits, which a one-vector-wide block would be bound by.
 #pragma once
 
+#include <immintrin.h>
+#include <stdint.h>
+
+#include "cpu/isa/region.h"
+
 namespace sparsekern::avx512 {
 
 struct Vec16 {

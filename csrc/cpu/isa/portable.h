@@ -1,6 +1,10 @@
 // Any CPU: vectors of 4 floats by the compiler's vector extension (SSE2 on x86-64, NEON on Arm).
 #pragma once
 
+#include <stdint.h>
+
+#include "cpu/isa/region.h"
+
 namespace sparsekern::portable {
 
 struct Vec4 {
