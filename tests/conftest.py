@@ -1,0 +1,44 @@
+"""What all tests share."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+from sparsekern import _native, layouts
+from sparsekern.plan import registry
+
+# The first call of a kernel or of the compiler takes as long as it takes.
+settings.register_profile("default", deadline=None, max_examples=60)
+settings.load_profile("default")
+
+ISAS = _native.native.isa_supported() if _native.native else ["none"]
+"""Every instruction set that kernels exist for and this machine has."""
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def registries_as_they_were() -> Iterator[None]:
+    """Granularities and back ends that a test adds are gone after it."""
+    granularities, backends = dict(layouts.granularity._REGISTRY), dict(registry._BACKENDS)
+    yield
+    for known, before in ((layouts.granularity._REGISTRY, granularities), (registry._BACKENDS, backends)):
+        known.clear()
+        known.update(before)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once on each instruction set."""
+    if _native.native is None:
+        yield request.param
+        return
+    before = _native.native.isa()
+    _native.native.set_isa(request.param)
+    yield request.param
+    _native.native.set_isa(before)
