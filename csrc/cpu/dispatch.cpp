@@ -149,8 +149,7 @@ void run_linear(const KernelInfo& kernel, const BlockMatrix& a, const LinearCall
                             ? t.a.block_rows()
                             : row_boundary(t.a, row_part + 1, t.grid.row_parts);
         if (share.row_begin == share.row_end) return;
-        // Packed rows may be padded by up to three cache lines (OutputsFamily::copy_stride).
-        const int64_t inputs = t.a.padded_in_features() + 48;
+        const int64_t inputs = t.a.padded_in_features();
         const int64_t panels = ceil_div(share.token_end - share.token_begin, t.kernel.panel);
         const int64_t panel_floats = inputs * t.kernel.panel;
         share.scratch_floats = kFixedFloats + (share.row_end - share.row_begin) +

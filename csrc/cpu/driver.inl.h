@@ -89,8 +89,8 @@ static void run_share(const BlockMatrix& a, const LinearCall& call, const Share&
   const int64_t blocks = a.offsets[share.row_end] - a.offsets[share.row_begin];
   const double density = (double)blocks / (double)(share_rows * block_columns);
 
-  const bool in_place = Family::in_place(a, call);
   const int64_t total = share.token_end - share.token_begin;
+  const bool in_place = Family::in_place(a, call, min64(Family::kPanel, total), density);
   const int64_t most_panels = max64(1, room / Family::panel_floats(padded, Family::kPanel));
   const int64_t batches = in_place ? 1 : ceil_div(ceil_div(total, Family::kPanel), most_panels);
   for (int64_t batch = 0; batch < batches; ++batch) {
@@ -111,7 +111,7 @@ static void run_share(const BlockMatrix& a, const LinearCall& call, const Share&
 
     const int64_t widest = min64(Family::kPanel, tokens);
     const int64_t most_columns =
-        max64(1, min64(block_columns, Family::tile_inputs(a, widest, density) / a.cols));
+        max64(1, min64(block_columns, Family::tile_inputs(widest) / a.cols));
     const int64_t tiles = ceil_div(block_columns, most_columns);
     const int64_t tile_columns = ceil_div(block_columns, tiles);
     for (int64_t i = 0; i < share_rows; ++i) cursors[i] = a.offsets[share.row_begin + i];

@@ -4,20 +4,21 @@
 //   acc[t][v] += weights[k][v] * splat(x[t][k])       T tokens x NV vectors of outputs
 //
 // For each input: NV weight loads, T splats, T * NV multiply-adds. With NV = 2 a splat serves two
-// of them, so loads stay at (T + 2) / 2T of the multiply-adds. Activations are read from the
-// caller's rows: a K-tile of T rows fits in L1, so nothing is packed or transposed. y is written
-// row-major from registers, and holds the partial sums between K-tiles.
+// of them, so loads stay at (T + 2) / 2T of the multiply-adds. y is written row-major from
+// registers. Activations are read from the caller's rows where that is as fast as from a packed
+// panel (OutputsFamily::in_place).
 
-// A K-tile of some tokens, and where their sums go.
-struct TileWork {
+// The activations of some tokens, and where their outputs go.
+struct PanelWork {
   const float* x;
-  int64_t x_stride;
+  int64_t x_stride;   // from token to token; unused if packed
   const float* bias;  // of the chunk's first output, or null
   float* y;           // at the chunk's first output
   int64_t y_stride;
 };
 
-template <class V, int NV, int T>
+// kPacked: x is a panel [inputs][T]; otherwise rows x_stride apart.
+template <class V, int NV, int T, bool kPacked>
 struct OutputsStrip {
   using Reg = typename V::Reg;
   static constexpr int kLanes = V::kLanes;
@@ -26,7 +27,7 @@ struct OutputsStrip {
   static constexpr int kCopies = NV * T >= 8 ? 1 : (8 + NV * T - 1) / (NV * T);
   // Row pointers are kept for every fourth token; the others are reached by scaled offsets.
   static constexpr int kGroup = 4;
-  static constexpr int kGroups = (T + kGroup - 1) / kGroup;
+  static constexpr int kGroups = kPacked ? 1 : (T + kGroup - 1) / kGroup;
   // Inputs by which weights are fetched ahead. The hardware follows a stream, but not one that
   // skips the other strips of tall blocks.
   static constexpr int kWeightsAhead = 6;
@@ -39,7 +40,8 @@ struct OutputsStrip {
     for (int v = 0; v < NV; ++v) weight[v] = V::load(w + v * kLanes);
     SPARSEKERN_UNROLL
     for (int t = 0; t < T; ++t) {
-      const Reg token = V::splat(x[t / kGroup] + k + (t % kGroup) * x_stride);
+      const float* p = kPacked ? x[0] + k * T + t : x[t / kGroup] + k + (t % kGroup) * x_stride;
+      const Reg token = V::splat(p);
       SPARSEKERN_UNROLL
       for (int v = 0; v < NV; ++v) acc[t][v] = V::fma(weight[v], token, acc[t][v]);
     }
@@ -79,24 +81,10 @@ struct OutputsStrip {
     return (int)max64(0, min64(kLanes, valid - v * kLanes));
   }
 
-  // Sets the sums to what the outputs hold so far: the bias before the first tile, y after it.
   template <bool kWhole>
-  static SPARSEKERN_INLINE void start(Reg acc[T][NV], const float* from, int64_t stride,
-                                      int64_t valid) {
-    SPARSEKERN_UNROLL
-    for (int t = 0; t < T; ++t) {
-      SPARSEKERN_UNROLL
-      for (int v = 0; v < NV; ++v) {
-        const float* p = from + t * stride + v * kLanes;
-        acc[t][v] = kWhole ? V::load(p) : V::load_first(p, part(valid, v));
-      }
-    }
-  }
-
-  template <bool kWhole>
-  static SPARSEKERN_INLINE void strip(const BlockMatrix& a, const TileWork& work, bool first_tile,
-                                      const float* w, const uint16_t* column, const uint16_t* end,
-                                      int64_t output, int64_t valid, const float* const x[kGroups],
+  static SPARSEKERN_INLINE void strip(const BlockMatrix& a, const PanelWork& work, const float* w,
+                                      const uint16_t* column, const uint16_t* end, int64_t output,
+                                      int64_t valid, const float* const x[kGroups],
                                       int64_t x_stride) {
     float* y = work.y + output;
     const int64_t y_stride = work.y_stride;
@@ -109,10 +97,14 @@ struct OutputsStrip {
         for (int v = 0; v < NV; ++v) acc[u][t][v] = V::zero();
       }
     }
-    if (!first_tile) {
-      start<kWhole>(acc[0], y, y_stride, valid);
-    } else if (work.bias != nullptr) {
-      start<kWhole>(acc[0], work.bias + output, 0, valid);
+    if (work.bias != nullptr) {
+      SPARSEKERN_UNROLL
+      for (int v = 0; v < NV; ++v) {
+        const float* p = work.bias + output + v * kLanes;
+        const Reg bias = kWhole ? V::load(p) : V::load_first(p, part(valid, v));
+        SPARSEKERN_UNROLL
+        for (int t = 0; t < T; ++t) acc[0][t][v] = bias;
+      }
     }
     add(acc, w, a.rows, column, end, a.cols, x, x_stride);
     SPARSEKERN_UNROLL
@@ -132,9 +124,9 @@ struct OutputsStrip {
     }
   }
 
-  // One K-tile of all block rows of the chunk.
-  static SPARSEKERN_NOINLINE void run_tile(const BlockMatrix& a, const Chunk& chunk,
-                                           const TileWork& work) {
+  // All block rows of the chunk.
+  static SPARSEKERN_NOINLINE void run_rows(const BlockMatrix& a, const Chunk& chunk,
+                                           const PanelWork& work) {
     const float* x[kGroups];
     SPARSEKERN_UNROLL
     for (int g = 0; g < kGroups; ++g) x[g] = work.x + g * kGroup * work.x_stride;
@@ -149,11 +141,9 @@ struct OutputsStrip {
       const float* w = a.values + span[0] * a.cols * rows;
       for (int64_t offset = 0; offset < rows; offset += kStrip) {
         if (valid >= kStrip) {
-          strip<true>(a, work, chunk.first_tile, w + offset, column, end, output, valid, x,
-                      x_stride);
+          strip<true>(a, work, w + offset, column, end, output, valid, x, x_stride);
         } else if (valid > 0) {
-          strip<false>(a, work, chunk.first_tile, w + offset, column, end, output, valid, x,
-                       x_stride);
+          strip<false>(a, work, w + offset, column, end, output, valid, x, x_stride);
         }
         output += kStrip;
         valid -= kStrip;
@@ -164,7 +154,7 @@ struct OutputsStrip {
   static void run(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk, const float* x,
                   int64_t x_stride, float* y) {
     const float* bias = call.bias == nullptr ? nullptr : call.bias + chunk.row_begin * a.rows;
-    run_tile(a, chunk, {x, x_stride, bias, y, call.y_stride});
+    run_rows(a, chunk, {x, x_stride, bias, y, call.y_stride});
   }
 };
 
@@ -172,54 +162,50 @@ struct OutputsStrip {
 template <class V, class Wide, int NV, int kMost>
 struct OutputsFamily {
   using Vec = Wide;
+  static_assert(kMost <= Wide::kLanes, "a panel is packed in one strip");
   static constexpr int64_t kPanel = kMost;
   static constexpr int64_t kQuantum = 1;
-  static constexpr int64_t kSlack = 0;
+  static constexpr int64_t kSlack = Wide::kLanes;
 
-  // Rows are read where they are if whole blocks of inputs can be, and unless they lie a multiple
-  // of 4 KiB apart, where the same inputs of all tokens compete for the same cache sets.
-  static bool in_place(const BlockMatrix& a, const LinearCall& call) {
-    return a.in_features % a.cols == 0 && call.x_stride % 1024 != 0;
-  }
-
-  // Inputs whose rows stay in L1 (18 KiB; the rest is for weights passing through) while block rows
-  // pass over them. It is worth the extra visits to y only if most of a cache line brought from L2
-  // would be wasted: with a quarter of the inputs used, reading from L2 keeps up.
-  static int64_t tile_inputs(const BlockMatrix& a, int64_t tokens, double density) {
+  // Rows are read where they are, unless
+  // - their end is no whole block of inputs, or
+  // - they do not stay in L1 and the weights use less than three inputs of each cache line brought
+  //   from L2: a packed panel then needs one or two lines for an input of all tokens, not one each,
+  // - or they are more than an 8-way cache has ways for, and lie a multiple of 4 KiB apart, where
+  //   one input of all tokens competes for the same cache sets.
+  static bool in_place(const BlockMatrix& a, const LinearCall& call, int64_t tokens,
+                       double density) {
     const double used_of_line = density * kLine > a.cols ? density * kLine : (double)a.cols;
-    return used_of_line < 3 ? 4608 / tokens : INT64_MAX;
+    const bool near = a.in_features * tokens <= 6 * 1024;
+    const bool crowded = tokens > 8 && call.x_stride % 1024 == 0;
+    return a.in_features % a.cols == 0 && (tokens == 1 || near || used_of_line >= 3) && !crowded;
   }
 
-  // Copied rows are padded to whole blocks and then to an odd number of cache lines.
-  static int64_t copy_stride(int64_t padded) { return ceil_div(padded, 32) * 32 + 16; }
-  static int64_t panel_floats(int64_t padded, int64_t tokens) {
-    return copy_stride(padded) * tokens;
-  }
+  // The whole depth at once: sums stay in registers.
+  static int64_t tile_inputs(int64_t) { return INT64_MAX; }
+
+  static int64_t panel_floats(int64_t padded, int64_t tokens) { return padded * tokens; }
 
   static void pack(const float* x, int64_t stride, int64_t tokens, int64_t inputs, int64_t padded,
                    float* panel) {
-    for (int64_t t = 0; t < tokens; ++t, x += stride, panel += copy_stride(padded)) {
-      int64_t k = 0;
-      for (; k + Wide::kLanes <= inputs; k += Wide::kLanes)
-        Wide::store(panel + k, Wide::load(x + k));
-      for (; k < inputs; ++k) panel[k] = x[k];
-      for (; k < padded; ++k) panel[k] = 0.0f;
-    }
+    pack_strip<Wide>(x, stride, (int)tokens, inputs, panel, tokens);
+    for (int64_t i = inputs * tokens; i < padded * tokens; ++i) panel[i] = 0.0f;
   }
 
   template <int T>
   static void run_exact(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk,
-                        const float* x, int64_t x_stride, int64_t tokens, float* y) {
-    if (tokens == T) {
-      OutputsStrip<V, NV, T>::run(a, call, chunk, x, x_stride, y);
-    } else if constexpr (T > 1) {
-      run_exact<T - 1>(a, call, chunk, x, x_stride, tokens, y);
+                        const float* x, bool placed, int64_t tokens, float* y) {
+    if (tokens != T) {
+      if constexpr (T > 1) run_exact<T - 1>(a, call, chunk, x, placed, tokens, y);
+    } else if (placed) {
+      OutputsStrip<V, NV, T, false>::run(a, call, chunk, x, call.x_stride, y);
+    } else {
+      OutputsStrip<V, NV, T, true>::run(a, call, chunk, x, 0, y);
     }
   }
 
-  static void run(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk,
-                  const float* panel, bool placed, int64_t tokens, float* y) {
-    const int64_t stride = placed ? call.x_stride : copy_stride(a.padded_in_features());
-    run_exact<kMost>(a, call, chunk, panel, stride, tokens, y);
+  static void run(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk, const float* x,
+                  bool placed, int64_t tokens, float* y) {
+    run_exact<kMost>(a, call, chunk, x, placed, tokens, y);
   }
 };

@@ -1,8 +1,9 @@
 // Packing of activations: row-major tokens into panels [in_features][width], tokens side by side.
 // Included inside an ISA region, once for each ISA namespace.
 
-// Packs `tokens` <= V::kLanes rows of x into lanes [0, V::kLanes) of every input. Lanes without a
-// token repeat the last one: their sums are computed and never stored.
+// Packs `tokens` <= V::kLanes rows of x. Where there is room for more lanes than tokens they repeat
+// the last one: their sums are computed and never stored. Where there is not (width < V::kLanes),
+// each store spills into the next input, which is written after it, and the last into the slack.
 template <class V>
 SPARSEKERN_INLINE void pack_strip(const float* x, int64_t stride, int tokens, int64_t inputs,
                                   float* panel, int64_t width) {

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <memory>
+#include <new>
 
 #include "core/cpu_info.h"
 
@@ -87,20 +88,26 @@ double fma_peak_gflops(double seconds) {
 }
 
 double read_bandwidth_gbs(int64_t bytes, double seconds) {
-  typedef int64_t Reg __attribute__((vector_size(32)));
-  const int64_t count = std::max<int64_t>(4, bytes / int64_t(sizeof(Reg)) / 4 * 4);
+  typedef int64_t Reg __attribute__((vector_size(16)));
+  constexpr int64_t kStep = 8;
+  const int64_t count = std::max(kStep, bytes / int64_t(sizeof(Reg)) / kStep * kStep);
   std::unique_ptr<Reg, void (*)(void*)> buffer(
-      static_cast<Reg*>(std::aligned_alloc(64, size_t(count) * sizeof(Reg) / 64 * 64 + 64)),
-      std::free);
-  for (int64_t i = 0; i < count; ++i) buffer.get()[i] = Reg{i, i, i, i};
+      static_cast<Reg*>(std::aligned_alloc(64, size_t(count) * sizeof(Reg) / 64 * 64)), std::free);
+  Reg* const data = buffer.get();
+  if (data == nullptr) throw std::bad_alloc();
+  for (int64_t i = 0; i < count; ++i) data[i] = Reg{i, i};
   double best = 0;
   for (const double end = now() + seconds; now() < end;) {
     const double start = now();
-    Reg sums[4] = {};
-    for (int64_t i = 0; i < count; i += 4) {
-      for (int j = 0; j < 4; ++j) sums[j] += buffer.get()[i + j];
+    Reg a{}, b{}, c{}, d{};
+    for (int64_t i = 0; i < count; i += kStep) {
+      a ^= data[i] ^ data[i + 1];
+      b ^= data[i + 2] ^ data[i + 3];
+      c ^= data[i + 4] ^ data[i + 5];
+      d ^= data[i + 6] ^ data[i + 7];
     }
-    for (Reg& sum : sums) __asm__ volatile("" : : "m"(sum));
+    const Reg all = a ^ b ^ c ^ d;
+    __asm__ volatile("" : : "m"(all));
     best = std::max(best, double(count) * sizeof(Reg) / (now() - start));
   }
   return best * 1e-9;

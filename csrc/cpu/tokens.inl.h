@@ -118,11 +118,10 @@ struct TokensFamily {
   static constexpr int64_t kQuantum = kLanes;
   static constexpr int64_t kSlack = kLanes;
 
-  static bool in_place(const BlockMatrix&, const LinearCall&) { return false; }
+  static bool in_place(const BlockMatrix&, const LinearCall&, int64_t, double) { return false; }
+
   // 96 KiB of a panel: a part of L2, which feeds MV loads for R * MV multiply-adds.
-  static int64_t tile_inputs(const BlockMatrix&, int64_t tokens, double) {
-    return 24 * 1024 / (vectors(tokens) * kLanes);
-  }
+  static int64_t tile_inputs(int64_t tokens) { return 24 * 1024 / (vectors(tokens) * kLanes); }
 
   static int64_t vectors(int64_t tokens) { return ceil_div(tokens, kLanes); }
   static int64_t panel_floats(int64_t padded, int64_t tokens) {
