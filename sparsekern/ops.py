@@ -126,7 +126,8 @@ def _linear_grad_values(
 
 
 def _block_spec(values: Tensor) -> str:
-    return Block(rows=values.shape[2], cols=values.shape[1]).spec
+    # int: under dynamic tracing the sides are symbols, and the layout is no place for those.
+    return Block(rows=int(values.shape[2]), cols=int(values.shape[1])).spec
 
 
 # ---- fakes ---------------------------------------------------------------------------------------
