@@ -91,7 +91,11 @@ static void run_share(const BlockMatrix& a, const LinearCall& call, const Share&
 
   const int64_t total = share.token_end - share.token_begin;
   const bool in_place = Family::in_place(a, call, min64(Family::kPanel, total), density);
-  const int64_t most_panels = max64(1, room / Family::panel_floats(padded, Family::kPanel));
+  // Weights of a single chunk stay in L2 anyway: then a panel is packed when it is needed, into
+  // memory that is still in cache from the one before.
+  const bool one_chunk = blocks * a.rows * a.cols * (int64_t)sizeof(float) <= kChunkBytes;
+  const int64_t most_panels =
+      one_chunk ? 1 : max64(1, room / Family::panel_floats(padded, Family::kPanel));
   const int64_t batches = in_place ? 1 : ceil_div(ceil_div(total, Family::kPanel), most_panels);
   for (int64_t batch = 0; batch < batches; ++batch) {
     // Panels of a batch differ by at most one quantum: no panel is left with a small rest.
