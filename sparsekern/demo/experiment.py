@@ -1,0 +1,385 @@
+"""Prune one model in several ways, and measure what each gains and what it costs."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..layouts import Block, Granularity, Unstructured
+from ..nn import Sparse, densify_, sparsify_
+from ..prune import Calibration, calibrated_weights
+from .evaluate import Quality, difference_error, rate
+from .timing import Latency, interleave
+
+Step = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+"""Shows the progress of one step: title and number of parts in, "one more is done" out."""
+
+LARGEST_DIFFERENCE = 1e-3
+"""Between a sparse model's outputs and its densified twin's, as a share of the largest output. Rounding
+is a hundredth of it, a wrong kernel a thousand times as much."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is pruned and how it is judged.
+
+    Attributes:
+        model: called with ``input_ids``; its blocks are ``model.encoder.layer``.
+        documents: rated documents, token ids ``[1, tokens]`` each.
+        ratings: human similarity of each pair, upper triangle of ``[documents, documents]``.
+        background: documents to calibrate on, disjoint from the rated ones.
+        batch: token ids ``[rows, columns]`` whose forward pass is timed.
+    """
+
+    model: nn.Module
+    documents: Sequence[Tensor]
+    ratings: Tensor
+    background: Sequence[Tensor]
+    batch: Tensor
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to try: all granularities at all densities, each timed up to ``rounds`` times.
+
+    Attributes:
+        granularities: with kernels. The first is also pruned by magnitude alone, without the update, to
+            see what calibration is worth.
+        densities: shares of the weights that are kept, descending.
+        without_kernel: pruned for comparison; runs as dense weights with zeros.
+        rounds: interleaved rounds of the timing.
+        seconds: after which timing stops early.
+        compiled: try ``torch.compile`` on all models.
+    """
+
+    granularities: tuple[Granularity, ...] = (Block(16, 1), Block(4, 1), Block(16, 16))
+    densities: tuple[float, ...] = (0.5, 0.25, 0.1)
+    without_kernel: Granularity = field(default_factory=Unstructured)
+    rounds: int = 30
+    seconds: float = 75.0
+    compiled: bool = True
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way to prune: quality, and speed where it was timed.
+
+    Attributes:
+        granularity: label, or ``dense``.
+        method: ``dense``, ``calibrated`` (masks and update from calibration data) or ``magnitude``.
+        density: share of the Linear layers' weights that is kept.
+        pearson, spearman: agreement with the ratings.
+        loss: Pearson of the dense model minus ours.
+        loss_error: standard error of ``loss``.
+        megabytes: of the Linear layers' weights, indices included.
+        latency_ms: median time of the batch; None if not timed by itself.
+        quartiles_ms: first and third quartile.
+        speedup: dense time over ours; 1.0 for what runs as dense weights.
+        speedup_quartiles: of the ratio within a round.
+        remark: what to know about the row; may be empty.
+    """
+
+    granularity: str
+    method: str
+    density: float
+    pearson: float
+    spearman: float
+    loss: float
+    loss_error: float
+    megabytes: float
+    latency_ms: float | None = None
+    quartiles_ms: tuple[float, float] | None = None
+    speedup: float = 1.0
+    speedup_quartiles: tuple[float, float] | None = None
+    remark: str = ""
+
+    @property
+    def efficiency(self) -> float:
+        """Speed-up x density of the whole model: 1.0 if each dropped weight saved its share of the time."""
+        return self.speedup * self.density
+
+    def record(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "efficiency": self.efficiency}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found.
+
+    Attributes:
+        points: the dense model first.
+        baseline: the faster dense model: ``eager`` or ``compiled``.
+        baselines_ms: median time of each dense model that was tried.
+        sparse_runs: how the sparse models ran: ``eager`` or ``compiled``.
+        rounds: interleaved rounds of the timing.
+        kernels: kernels that ran, by granularity.
+        layers: number of pruned layers.
+        weights: number of their weights.
+        largest_difference: between sparse and densified outputs, as a share of the largest output.
+        calibration_tokens: number of tokens that were calibrated on.
+        seconds: time that everything took.
+    """
+
+    points: list[Point]
+    baseline: str
+    baselines_ms: dict[str, float]
+    sparse_runs: str
+    rounds: int
+    kernels: dict[str, list[str]]
+    layers: int
+    weights: int
+    largest_difference: float
+    calibration_tokens: int
+    seconds: float
+
+    @property
+    def dense(self) -> Point:
+        """The dense model."""
+        return self.points[0]
+
+    def record(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "points": [point.record() for point in self.points]}
+
+
+@dataclass
+class _Candidate:
+    """A pruned model that was judged, and what is needed to time it; without ``model`` it is not timed."""
+
+    granularity: str
+    method: str
+    density: float
+    quality: Quality
+    bytes: int
+    remark: str = ""
+    model: nn.Module | None = field(default=None, repr=False)
+    expected: Tensor | None = field(default=None, repr=False)
+    kernels: set[str] = field(default_factory=set)
+
+    @property
+    def name(self) -> str:
+        return f"{self.granularity} {self.density}"
+
+
+def run(subject: Subject, settings: Settings, step: Step) -> Result:
+    """Prune, judge and time.
+
+    Raises:
+        RuntimeError: a sparse model's outputs are not those of its densified twin.
+    """
+    start = time.perf_counter()
+    linears = _linears(subject.model)
+    with step("Calibrate", len(subject.background)) as advance:
+        calibration = Calibration.collect(subject.model, subject.background, progress=lambda done, total: advance())
+    candidates = list(_prune_and_judge(subject, settings, calibration, step))
+    timed = _time(subject, settings, [c for c in candidates if c.model is not None], step)
+
+    baseline = min(timed.dense, key=lambda name: timed.dense[name].median)
+    speeds = {name: _speed(latency, timed.dense[baseline]) for name, latency in timed.sparse.items()}
+    kernels: dict[str, set[str]] = {}
+    for candidate in candidates:
+        kernels.setdefault(candidate.granularity, set()).update(candidate.kernels)
+        if candidate.method == "magnitude" and candidate.name in speeds:
+            # The same kernels on as many weights; not timed again.
+            speeds[f"magnitude {candidate.name}"] = {"speedup": speeds[candidate.name]["speedup"]}
+    dense = candidates[0]
+    points = []
+    for candidate in candidates:
+        name = f"magnitude {candidate.name}" if candidate.method == "magnitude" else candidate.name
+        if candidate is dense:
+            speed = _speed(timed.dense[baseline], timed.dense[baseline])
+        else:
+            speed = speeds.get(name, {})
+        points.append(_point(candidate, dense.quality, subject.ratings, speed))
+    return Result(
+        points=points,
+        baseline=baseline,
+        baselines_ms={name: latency.median * 1e3 for name, latency in timed.dense.items()},
+        sparse_runs="compiled" if timed.compiled else "eager",
+        rounds=timed.dense[baseline].rounds,
+        kernels={granularity: sorted(used) for granularity, used in kernels.items() if used},
+        layers=len(linears),
+        weights=sum(layer.weight.numel() for layer in linears.values()),
+        largest_difference=timed.largest_difference,
+        calibration_tokens=sum(document.numel() for document in subject.background),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _prune_and_judge(
+    subject: Subject, settings: Settings, calibration: Calibration, step: Step
+) -> Iterator[_Candidate]:
+    """The dense model, then each pruned one."""
+    dense_bytes = sum(layer.weight.nbytes for layer in _linears(subject.model).values())
+
+    def judge(model: nn.Module) -> Quality:
+        return rate(model, subject.documents, subject.ratings)
+
+    with step("Prune and judge", 1 + len(settings.densities) * (len(settings.granularities) + 2)) as advance:
+        yield _Candidate("dense", "dense", 1.0, judge(subject.model), dense_bytes)
+        advance()
+        for granularity, density in product(settings.granularities, settings.densities):
+            model = _twin(subject.model)
+            report = sparsify_(model, Sparse(granularity, 1 - density), calibration=calibration)
+            yield _Candidate(
+                granularity.label,
+                "calibrated",
+                density,
+                judge(model),
+                report.bytes_after,
+                model=model,
+                expected=_output(_densified(model), subject.batch),
+                kernels={row.kernel for row in report if row.kernel},
+            )
+            advance()
+        first = settings.granularities[0]
+        for density in settings.densities:
+            model = _twin(subject.model)
+            report = sparsify_(model, Sparse(first, 1 - density))
+            yield _Candidate(
+                first.label,
+                "magnitude",
+                density,
+                judge(model),
+                report.bytes_after,
+                remark="magnitude alone, no update",
+            )
+            advance()
+        for density in settings.densities:
+            model = _twin(subject.model)
+            linears = _linears(model)
+            wanted = dict.fromkeys(linears, Sparse(settings.without_kernel, 1 - density))
+            for name, (weight, _) in calibrated_weights(model, linears, wanted, calibration).items():
+                linears[name].weight = nn.Parameter(weight)
+            yield _Candidate(
+                settings.without_kernel.label,
+                "calibrated",
+                density,
+                judge(model),
+                dense_bytes,
+                remark="no kernel yet",
+            )
+            advance()
+
+
+def _point(candidate: _Candidate, dense: Quality, ratings: Tensor, speed: Mapping[str, Any]) -> Point:
+    quality = candidate.quality
+    return Point(
+        candidate.granularity,
+        candidate.method,
+        candidate.density,
+        quality.pearson,
+        quality.spearman,
+        loss=dense.pearson - quality.pearson,
+        loss_error=difference_error(quality, dense, ratings),
+        megabytes=candidate.bytes / 1e6,
+        remark=candidate.remark,
+        **speed,
+    )
+
+
+def _linears(model: nn.Module) -> dict[str, nn.Linear]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A copy whose modules may be replaced; it shares all tensors with the original."""
+    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo)
+
+
+def _densified(model: nn.Module) -> nn.Module:
+    twin = _twin(model)
+    densify_(twin)
+    return twin
+
+
+@dataclass
+class _Timed:
+    dense: dict[str, Latency]
+    sparse: dict[str, Latency]
+    compiled: bool
+    largest_difference: float
+
+
+def _time(subject: Subject, settings: Settings, candidates: list[_Candidate], step: Step) -> _Timed:
+    """Time the dense model, eager and compiled, and all sparse ones in one interleaved run."""
+    batch = subject.batch
+    dense: dict[str, nn.Module] = {"eager": subject.model}
+    sparse: dict[str, nn.Module] = {c.name: c.model for c in candidates if c.model is not None}
+    compiled = False
+    # All models share the code of their blocks; each granularity and density is one more specialisation of it.
+    with torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):
+        if settings.compiled:
+            with step("Compile", len(sparse) + 1) as advance:
+                whole: Any = torch.compile(_twin(subject.model))
+                compiled = _works(lambda: _output(whole, batch))
+                advance()
+                if compiled:
+                    dense["compiled"] = whole
+                    for model in sparse.values():
+                        # Block by block: the blocks of a model then share one compilation.
+                        for block in model.encoder.layer:  # type: ignore[union-attr]
+                            block.compile()
+                        _output(model, batch)
+                        advance()
+        largest = max((_difference(c, _output(sparse[c.name], batch)) for c in candidates), default=0.0)
+        functions = {f"dense {name}": _caller(model, batch) for name, model in dense.items()}
+        functions.update({name: _caller(model, batch) for name, model in sparse.items()})
+        with step("Time, interleaved", settings.rounds) as advance:
+            latencies = interleave(functions, settings.rounds, settings.seconds, advance)
+    return _Timed(
+        dense={name: latencies[f"dense {name}"] for name in dense},
+        sparse={name: latencies[name] for name in sparse},
+        compiled=compiled,
+        largest_difference=largest,
+    )
+
+
+def _caller(model: nn.Module, batch: Tensor) -> Callable[[], object]:
+    return lambda: model(input_ids=batch)
+
+
+def _output(model: nn.Module, batch: Tensor) -> Tensor:
+    with torch.inference_mode():
+        hidden: Tensor = model(input_ids=batch).last_hidden_state
+    return hidden
+
+
+def _works(attempt: Callable[[], object]) -> bool:
+    """Whether compiling works here; it needs a C++ compiler, and fails in as many ways as there are tools."""
+    try:
+        attempt()
+    except Exception:
+        return False
+    return True
+
+
+def _difference(candidate: _Candidate, found: Tensor) -> float:
+    assert candidate.expected is not None
+    difference = float((found - candidate.expected).abs().max() / candidate.expected.abs().max())
+    if not difference <= LARGEST_DIFFERENCE:
+        raise RuntimeError(
+            f"{candidate.name}: outputs differ from the densified model's by {difference:.1e} of the largest one"
+        )
+    return difference
+
+
+def _speed(ours: Latency, dense: Latency) -> dict[str, Any]:
+    ratios = [d / o for d, o in zip(dense.times, ours.times, strict=True)]
+    spread = Latency.of(ratios).quartiles
+    return {
+        "latency_ms": ours.median * 1e3,
+        "quartiles_ms": (ours.quartiles[0] * 1e3, ours.quartiles[1] * 1e3),
+        "speedup": dense.median / ours.median,
+        "speedup_quartiles": spread,
+    }
