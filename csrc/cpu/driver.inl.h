@@ -113,7 +113,9 @@ static void run_share(const BlockMatrix& a, const LinearCall& call, const Share&
       at += Family::panel_floats(padded, count);
     }
 
-    const int64_t widest = min64(Family::kPanel, tokens);
+    // Not the widest panel of this batch: tiles, and so sums, must not depend on how tokens are
+    // cut.
+    const int64_t widest = min64(Family::kPanel, total);
     const int64_t most_columns =
         max64(1, min64(block_columns, Family::tile_inputs(widest) / a.cols));
     const int64_t tiles = ceil_div(block_columns, most_columns);

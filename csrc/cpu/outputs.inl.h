@@ -5,8 +5,8 @@
 //
 // For each input: NV weight loads, T splats, T * NV multiply-adds. With NV = 2 a splat serves two
 // of them, so loads stay at (T + 2) / 2T of the multiply-adds. y is written row-major from
-// registers. Activations are read from the caller's rows where that is as fast as from a packed
-// panel (OutputsFamily::in_place).
+// registers and holds the partial sums between K-tiles. Activations are read from the caller's rows
+// where that is as fast as from a packed panel (OutputsFamily::in_place).
 
 // The activations of some tokens, and where their outputs go.
 struct PanelWork {
@@ -17,14 +17,17 @@ struct PanelWork {
   int64_t y_stride;
 };
 
-// kPacked: x is a panel [inputs][T]; otherwise rows x_stride apart.
-template <class V, int NV, int T, bool kPacked>
+// kMost: tokens of a full panel. kPacked: x is a panel [inputs][T]; otherwise rows x_stride apart.
+template <class V, int NV, int T, int kMost, bool kPacked>
 struct OutputsStrip {
   using Reg = typename V::Reg;
   static constexpr int kLanes = V::kLanes;
   static constexpr int64_t kStrip = NV * kLanes;
   // Few tokens leave few accumulators; further copies of them hide the latency of the additions.
-  static constexpr int kCopies = NV * T >= 8 ? 1 : (8 + NV * T - 1) / (NV * T);
+  // Panels at least half full all have as many, for the number of threads decides how full they
+  // are, and must not change the order in which a sum is taken.
+  static constexpr int kAccumulators = NV * (2 * T < kMost ? T : kMost);
+  static constexpr int kCopies = kAccumulators >= 8 ? 1 : (8 + kAccumulators - 1) / kAccumulators;
   // Row pointers are kept for every fourth token; the others are reached by scaled offsets.
   static constexpr int kGroup = 4;
   static constexpr int kGroups = kPacked ? 1 : (T + kGroup - 1) / kGroup;
@@ -82,9 +85,9 @@ struct OutputsStrip {
   }
 
   template <bool kWhole>
-  static SPARSEKERN_INLINE void strip(const BlockMatrix& a, const PanelWork& work, const float* w,
-                                      const uint16_t* column, const uint16_t* end, int64_t output,
-                                      int64_t valid, const float* const x[kGroups],
+  static SPARSEKERN_INLINE void strip(const BlockMatrix& a, const PanelWork& work, bool first_tile,
+                                      const float* w, const uint16_t* column, const uint16_t* end,
+                                      int64_t output, int64_t valid, const float* const x[kGroups],
                                       int64_t x_stride) {
     float* y = work.y + output;
     const int64_t y_stride = work.y_stride;
@@ -97,7 +100,16 @@ struct OutputsStrip {
         for (int v = 0; v < NV; ++v) acc[u][t][v] = V::zero();
       }
     }
-    if (work.bias != nullptr) {
+    if (!first_tile) {
+      SPARSEKERN_UNROLL
+      for (int t = 0; t < T; ++t) {
+        SPARSEKERN_UNROLL
+        for (int v = 0; v < NV; ++v) {
+          const float* p = y + t * y_stride + v * kLanes;
+          acc[0][t][v] = kWhole ? V::load(p) : V::load_first(p, part(valid, v));
+        }
+      }
+    } else if (work.bias != nullptr) {
       SPARSEKERN_UNROLL
       for (int v = 0; v < NV; ++v) {
         const float* p = work.bias + output + v * kLanes;
@@ -141,9 +153,11 @@ struct OutputsStrip {
       const float* w = a.values + span[0] * a.cols * rows;
       for (int64_t offset = 0; offset < rows; offset += kStrip) {
         if (valid >= kStrip) {
-          strip<true>(a, work, w + offset, column, end, output, valid, x, x_stride);
+          strip<true>(a, work, chunk.first_tile, w + offset, column, end, output, valid, x,
+                      x_stride);
         } else if (valid > 0) {
-          strip<false>(a, work, w + offset, column, end, output, valid, x, x_stride);
+          strip<false>(a, work, chunk.first_tile, w + offset, column, end, output, valid, x,
+                       x_stride);
         }
         output += kStrip;
         valid -= kStrip;
@@ -181,8 +195,9 @@ struct OutputsFamily {
     return a.in_features % a.cols == 0 && (tokens == 1 || near || used_of_line >= 3) && !crowded;
   }
 
-  // The whole depth at once: sums stay in registers.
-  static int64_t tile_inputs(int64_t) { return INT64_MAX; }
+  // A panel passes from L3 to L1 once for each chunk of weights; in tiles of this depth that stays
+  // below one byte a cycle.
+  static int64_t tile_inputs(int64_t) { return 1536; }
 
   static int64_t panel_floats(int64_t padded, int64_t tokens) { return padded * tokens; }
 
@@ -198,9 +213,9 @@ struct OutputsFamily {
     if (tokens != T) {
       if constexpr (T > 1) run_exact<T - 1>(a, call, chunk, x, placed, tokens, y);
     } else if (placed) {
-      OutputsStrip<V, NV, T, false>::run(a, call, chunk, x, call.x_stride, y);
+      OutputsStrip<V, NV, T, kMost, false>::run(a, call, chunk, x, call.x_stride, y);
     } else {
-      OutputsStrip<V, NV, T, true>::run(a, call, chunk, x, 0, y);
+      OutputsStrip<V, NV, T, kMost, true>::run(a, call, chunk, x, 0, y);
     }
   }
 
