@@ -83,16 +83,16 @@ class SparseLinear(nn.Module):
         layer = cls(pack(linear.weight, granularity, mask), linear.bias)
         return layer.train(linear.training)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``; see :func:`sparsekern.linear` for what is accepted."""
         buffers = self._buffers
         tensors = [cast(Tensor, buffers[name]) for name in self.granularity.part_names]
         # A plain lookup where it suffices: nn.Module's attribute access costs as much as a small product.
         bias = self._parameters["bias"] if "bias" in self._parameters else self.bias
         values = tensors[0]
-        if x.dtype != values.dtype or x.device != values.device or x.shape[-1:] != self.shape[1:]:
-            x = checked_input(x, values, bias, self.shape, self.activation, self.name)
-        return run_linear(self._backend, x, self.granularity, self.shape, tensors, bias, self.activation)
+        if input.dtype != values.dtype or input.device != values.device or input.shape[-1:] != self.shape[1:]:
+            input = checked_input(input, values, bias, self.shape, self.activation, self.name)
+        return run_linear(self._backend, input, self.granularity, self.shape, tensors, bias, self.activation)
 
     @property
     def weight(self) -> Tensor:

@@ -1,0 +1,104 @@
+"""Gradients are those of the dense layer, at the kept places."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import sparsekern as sk
+from sparsekern.layouts import Granularity
+
+GRANULARITIES = [sk.Block(16, 1), sk.Block(8, 1), sk.Block(4, 4), sk.Block(3, 2), sk.Unstructured(), sk.Channel()]
+each_granularity = pytest.mark.parametrize("granularity", GRANULARITIES, ids=lambda g: g.label)
+each_activation = pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
+
+
+def pair(granularity: Granularity, activation: str | None) -> tuple[sk.SparseLinear, nn.Module]:
+    """A sparse layer whose values want gradients, and the dense layer with the same outputs."""
+    packed = sk.SparseLinear.from_dense(nn.Linear(24, 40), granularity, 0.5).packed
+    layer = sk.SparseLinear(packed, nn.Parameter(torch.randn(40)), activation)
+    layer.values.requires_grad_()
+    return layer, copy.deepcopy(layer).to_dense()
+
+
+def linear_of(dense: nn.Module) -> nn.Linear:
+    return dense if isinstance(dense, nn.Linear) else dense[0]
+
+
+@each_granularity
+@each_activation
+@pytest.mark.parametrize("leading", [(5,), (2, 3), (0,)], ids=str)
+def test_gradients(granularity: Granularity, activation: str | None, leading: tuple[int, ...]) -> None:
+    layer, dense = pair(granularity, activation)
+    x = torch.randn(*leading, 24, requires_grad=True)
+    x_dense = x.detach().clone().requires_grad_()
+    y, expected = layer(x), dense(x_dense)
+    grad = torch.randn(expected.shape)
+    y.backward(grad)
+    expected.backward(grad)
+    weight, bias = linear_of(dense).weight.grad, linear_of(dense).bias.grad
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(x.grad, x_dense.grad)
+    torch.testing.assert_close(layer.bias.grad, bias)
+    torch.testing.assert_close(layer.values.grad, granularity.gather(weight, layer.packed.parts))
+
+
+@each_granularity
+@each_activation
+def test_gradients_by_differences(granularity: Granularity, activation: str | None) -> None:
+    layer, _ = pair(granularity, activation)
+    layer.double()
+    tensors = layer.packed.tensors
+    x = torch.randn(3, 24, dtype=torch.float64, requires_grad=True)
+    values = tensors[0].detach().requires_grad_()
+    bias = layer.bias.detach().requires_grad_()
+    stored = granularity.gather(torch.ones(40, 24), layer.packed.parts) != 0  # not the padding
+
+    def f(x: torch.Tensor, values: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        shape = (granularity.spec, 40, 24, activation or "none")
+        return torch.ops.sparsekern.linear(x, [values * stored, *tensors[1:]], bias, *shape)
+
+    assert torch.autograd.gradcheck(f, (x, values, bias), fast_mode=True)
+
+
+@each_granularity
+def test_only_what_wants_a_gradient_gets_one(granularity: Granularity) -> None:
+    layer, _ = pair(granularity, "gelu")
+    layer.values.requires_grad_(False)
+    layer.bias.requires_grad_(False)
+    assert not layer(torch.randn(2, 24)).requires_grad
+    x = torch.randn(2, 24, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad is not None and layer.values.grad is None and layer.bias.grad is None
+    with torch.no_grad():
+        assert not layer(x).requires_grad
+    with torch.inference_mode():
+        assert layer(x).is_inference()
+
+
+def test_a_sparse_layer_trains() -> None:
+    torch.manual_seed(1)
+    layer = sk.SparseLinear.from_dense(nn.Linear(24, 40), sk.Block(8, 1), 0.5)
+    layer.values.requires_grad_()
+    x, target = torch.randn(64, 24), torch.randn(64, 40)
+    columns, losses = layer.columns.clone(), []
+    optimizer = torch.optim.SGD([layer.values, layer.bias], lr=0.5)
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = (layer(x) - target).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    assert torch.equal(layer.columns, columns)
+    torch.testing.assert_close(layer(x), layer.to_dense()(x))
+
+
+@pytest.mark.parametrize("granularity", [sk.Block(16, 1), sk.Unstructured()], ids=lambda g: g.label)
+def test_second_derivatives_are_an_error(granularity: Granularity) -> None:
+    layer, _ = pair(granularity, None)
+    x = torch.randn(2, 24, requires_grad=True)
+    (grad,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivatives; call densify_ first"):
+        grad.sum().backward()

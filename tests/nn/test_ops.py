@@ -1,0 +1,88 @@
+"""The torch ops: schema, fake and autograd agree, for every granularity and every kernel that runs here."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import sparsekern as sk
+from sparsekern.layouts import Granularity, PackedWeight
+
+NATIVE = [r for r in sk.kernels() if r.op == "block_linear" and r.runs_here]
+
+
+def packed_as(granularity: Granularity, dtype: torch.dtype = torch.float32) -> PackedWeight:
+    weight = torch.randn(40, 24).to(dtype)
+    return sk.pack(weight, granularity, sk.make_mask(weight, granularity, 0.5))
+
+
+def block_arguments(packed: PackedWeight, x: Tensor, kernel: str = "", activation: str = "gelu") -> tuple[object, ...]:
+    bias = torch.randn(40, dtype=x.dtype, requires_grad=True)
+    return x, *packed.tensors, bias, 40, 24, activation, kernel
+
+
+@pytest.mark.parametrize(
+    "granularity", [sk.Block(16, 1), sk.Block(3, 2), sk.Unstructured(), sk.Channel()], ids=lambda g: g.label
+)
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+def test_linear_passes_opcheck(granularity: Granularity, activation: str) -> None:
+    packed = packed_as(granularity)
+    packed.values.requires_grad_()
+    for leading in ((5,), (2, 3), (0,)):
+        x, bias = torch.randn(*leading, 24, requires_grad=True), torch.randn(40, requires_grad=True)
+        arguments = (x, packed.tensors, bias, granularity.spec, 40, 24, activation)
+        torch.library.opcheck(torch.ops.sparsekern.linear.default, arguments)
+
+
+@pytest.mark.parametrize("rows, cols", [(16, 1), (32, 2), (8, 1), (4, 4)])
+def test_block_linear_passes_opcheck(rows: int, cols: int) -> None:
+    packed = packed_as(sk.Block(rows, cols))
+    packed.values.requires_grad_()
+    for x in (torch.randn(5, 24, requires_grad=True), torch.randn(2, 3, 24), torch.randn(1, 24), torch.randn(0, 24)):
+        torch.library.opcheck(torch.ops.sparsekern.block_linear.default, block_arguments(packed, x))
+
+
+@pytest.mark.parametrize("op", ["linear_grad_input", "linear_grad_values"])
+def test_the_ops_of_the_backward_pass_opcheck(op: str) -> None:
+    packed = packed_as(sk.Block(8, 1))
+    grad, x = torch.randn(2, 3, 40), torch.randn(2, 3, 24)
+    inputs = (grad, x) if op == "linear_grad_values" else (grad,)
+    torch.library.opcheck(
+        getattr(torch.ops.sparsekern, op).default, (*inputs, packed.tensors, packed.granularity.spec, 40, 24)
+    )
+
+
+def test_the_native_op_refuses_what_would_read_outside_its_tensors() -> None:
+    packed, x = packed_as(sk.Block(8, 1)), torch.randn(3, 24)
+    good = block_arguments(packed, x)
+    torch.ops.sparsekern.block_linear(*good)
+    _, values, columns, offsets, bias, *_ = good
+    for place, bad in (
+        (0, x[:, :23]), (0, x.double()), (0, torch.tensor(1.0)),
+        (1, values[:-1]), (1, values.double()), (1, values.flatten()), (1, values.transpose(0, 2)),
+        (2, columns[:-1]), (2, columns.int()), (2, columns.flatten()),
+        (3, offsets[:-1]), (3, offsets.long()), (3, offsets - 1), (3, torch.cat([offsets, offsets[-1:]])),
+        (4, bias[:-1]), (4, bias.double()),
+        (5, 0), (5, -40), (5, 80), (5, 2**40), (6, 0), (6, 23), (6, -24),
+        (7, "tanh"), (8, "no_such_kernel"),
+    ):  # fmt: skip
+        arguments = list(good)
+        arguments[place] = bad
+        with pytest.raises((RuntimeError, ValueError, TypeError)):
+            torch.ops.sparsekern.block_linear(*arguments)
+
+
+@pytest.mark.skipif(not NATIVE, reason="no native kernels")
+def test_a_kernel_asked_for_by_name_runs_or_is_an_error() -> None:
+    packed, x = packed_as(sk.Block(16, 1)), torch.randn(70, 24)
+    ran = []
+    for name in [record.name for record in NATIVE]:
+        try:
+            y = torch.ops.sparsekern.block_linear(x, *packed.tensors, None, 40, 24, "none", name)
+        except RuntimeError as error:
+            assert name in str(error) and "does not take blocks of 16 rows" in str(error)
+        else:
+            torch.testing.assert_close(y, x @ packed.to_dense().T)
+            ran.append(name)
+    assert ran
+    with pytest.raises(RuntimeError, match="no kernel named 'no_such_kernel' for blocks of 16 rows"):
+        torch.ops.sparsekern.block_linear(x, *packed.tensors, None, 40, 24, "none", "no_such_kernel")
