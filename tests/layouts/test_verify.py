@@ -199,5 +199,5 @@ def test_a_sparsity_outside_its_range(sparsity: object) -> None:
 def test_a_mask_without_sparsity_or_with_an_unknown_criterion() -> None:
     with pytest.raises(ValueError, match="needs a sparsity"):
         sk.make_mask(torch.randn(SHAPE), sk.Block(2, 1))
-    with pytest.raises(ValueError, match="criterion: expected one of magnitude.*got 'luck'"):
+    with pytest.raises(ValueError, match=r"criterion: expected one of magnitude.*got 'luck'"):
         sk.make_mask(torch.randn(SHAPE), sk.Block(2, 1), 0.5, criterion="luck")

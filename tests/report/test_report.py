@@ -1,0 +1,92 @@
+"""The report: verdicts, totals, table and JSON."""
+
+import dataclasses
+import json
+
+import pytest
+
+from sparsekern.report import LayerReport, Report, text_table, times
+
+FAST = LayerReport("encoder.query", (384, 384), True, granularity="16x1", density=0.25, kernel="outputs_r16_avx2",
+                   calls=1, tokens=1024, dense_us=1700.4, sparse_us=548.5, spread=0.123,
+                   bytes_before=589_824, bytes_after=150_000)  # fmt: skip
+SLOW = dataclasses.replace(FAST, layer="encoder.key", sparse=False, reason="0.93x at this size", sparse_us=1828.4,
+                           bytes_after=589_824)  # fmt: skip
+TIED = LayerReport("head", (1000, 384), False, "weight shared with embeddings.word_embeddings",
+                   bytes_before=1_536_000, bytes_after=1_536_000)  # fmt: skip
+BLIND = LayerReport("pooler", (384, 384), True, "not measured: pass example_inputs", "8x1", 0.5, "tokens_r8_avx2",
+                    bytes_before=589_824, bytes_after=310_000)  # fmt: skip
+REPORT = Report((FAST, SLOW, TIED, BLIND), "a processor, avx2, 2 threads")
+
+
+def test_verdicts() -> None:
+    assert [row.verdict for row in REPORT] == [
+        "16x1, 75 %, outputs_r16_avx2, 3.1x",
+        "kept dense: 0.93x at this size",
+        "kept dense: weight shared with embeddings.word_embeddings",
+        "8x1, 50 %, tokens_r8_avx2, not measured: pass example_inputs",
+    ]
+    assert FAST.speedup == pytest.approx(3.1, abs=0.001) and TIED.speedup is None and BLIND.speedup is None
+
+
+@pytest.mark.parametrize(
+    "ratio, text", [(0.926, "0.93x"), (1.004, "1.00x"), (1.949, "1.95x"), (3.14, "3.1x"), (12, "12.0x")]
+)
+def test_speed_ups_for_people(ratio: float, text: str) -> None:
+    assert times(ratio) == text
+
+
+def test_totals() -> None:
+    assert (REPORT.sparse, len(REPORT)) == (2, 4)
+    assert REPORT.bytes_before == 589_824 * 3 + 1_536_000
+    assert REPORT.bytes_after == 150_000 + 589_824 + 1_536_000 + 310_000
+    # Only measured layers count, each as it is now.
+    assert REPORT.us_before == pytest.approx(1700.4 * 2) and REPORT.us_after == pytest.approx(548.5 + 1700.4)
+    assert REPORT.summary == "2 sparse, 2 dense; weights 3.3 MB -> 2.6 MB; measured layers 3,401 -> 2,249 us (1.51x)"
+    assert Report((TIED,)).us_before is None and "measured" not in Report((TIED,)).summary
+    assert Report(()).summary == "no nn.Linear in this model"
+
+
+def test_rows_by_name() -> None:
+    assert REPORT["head"] is TIED
+    with pytest.raises(KeyError, match="tail"):
+        REPORT["tail"]
+
+
+def test_printing_gives_an_aligned_table() -> None:
+    lines = str(REPORT).splitlines()
+    assert lines[0].split() == ["layer", "shape", "tokens", "dense", "us", "sparse", "us", "spread", "verdict"]
+    start = lines[0].index("verdict")
+    assert [line[start:] for line in lines[2:6]] == [row.verdict for row in REPORT]
+    assert lines[2].split()[:6] == ["encoder.query", "384x384", "1024", "1,700", "548", "0.12"]
+    assert lines[4].split()[:3] == ["head", "1000x384", "kept"]
+    assert lines[6:] == [REPORT.summary, "a processor, avx2, 2 threads"]
+    assert str(Report(())) == "no nn.Linear in this model"
+
+
+def test_calls_and_small_times_are_shown() -> None:
+    several = Report((dataclasses.replace(FAST, calls=3, tokens=96, dense_us=12.34, sparse_us=5.6),))
+    assert "96 in 3 calls  12.3      5.6" in str(several)
+    assert Report((dataclasses.replace(SLOW, calls=0, tokens=0),)).rows[0].tokens == 0
+
+
+def test_json_holds_everything() -> None:
+    data = json.loads(REPORT.to_json())
+    assert data == REPORT.to_dict()
+    assert data["machine"] == "a processor, avx2, 2 threads" and (data["sparse"], data["dense"]) == (2, 2)
+    assert data["rows"][0] == {**dataclasses.asdict(FAST), "shape": [384, 384], "speedup": FAST.speedup,
+                               "verdict": FAST.verdict}  # fmt: skip
+    assert data["us_after"] == REPORT.us_after and data["bytes_after"] == REPORT.bytes_after
+
+
+def test_reports_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        FAST.reason = ""  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        REPORT.rows = ()  # type: ignore[misc]
+
+
+def test_text_table() -> None:
+    assert text_table(("a", "long name"), [("x", "1"), ("longer", "")]) == (
+        "a       long name\n------  ---------\nx       1\nlonger"
+    )
