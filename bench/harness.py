@@ -120,6 +120,8 @@ def _cpu_identity(name: str) -> str:
 def _git(*arguments: str) -> str:
     folder = Path(__file__).parent
     try:
-        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

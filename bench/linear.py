@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from harness import environment, fma_peak, interleave, threads, write
 from torch import Tensor, nn
 
 import sparsekern as sk
 from sparsekern._native import native
 from sparsekern.plan import Request, select
-
-from harness import environment, fma_peak, interleave, threads, write
 
 SHAPES = ((768, 3072), (3072, 768), (384, 1536), (1536, 384), (4096, 4096))  # (in, out)
 BLOCKS = ((16, 1), (32, 1), (16, 16), (32, 32), (64, 64), (4, 1), (8, 1))
@@ -72,7 +72,7 @@ def shape_cases(
             layer = sk.SparseLinear.from_dense(linear, sk.Block(rows, cols), sparsity=1 - density)
             error = check(layer, x)
             peak = fma_peak(count, 0.05)
-            times = interleave({"dense": variants[baseline], "sparse": lambda: layer(x)}, options.rounds)
+            times = interleave({"dense": variants[baseline], "sparse": partial(layer, x)}, options.rounds)
             dense, sparse = times["dense"], times["sparse"]
             stored = layer.packed.density
             gflops = 2 * tokens * layer.values.numel() / sparse.median * 1e-9
@@ -107,7 +107,8 @@ def line(record: dict[str, Any]) -> str:
     case = record["case"]
     return (
         f"{case['threads']}t M={case['tokens']:<4d} {case['in']:>5d}->{case['out']:<5d} {case['granularity']:>6s} "
-        f"d={case['density']:<5.3g} dense {record['baseline']['median'] * 1e6:8.0f} us ({record['baseline']['name']:8s}) "
+        f"d={case['density']:<5.3g} "
+        f"dense {record['baseline']['median'] * 1e6:8.0f} us ({record['baseline']['name']:8s}) "
         f"sparse {record['t']['median'] * 1e6:8.1f} us  {record['speedup']:6.2f}x  eff {record['efficiency']:.2f}  "
         f"peak share {record['share_of_peak']:.2f}"
     )

@@ -6,7 +6,7 @@ same function for block layouts; native code adds faster implementations of it a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -44,10 +44,12 @@ def _parts(granularity: Granularity, tensors: Sequence[Tensor]) -> dict[str, Ten
     return dict(zip(granularity.part_names, tensors, strict=True))
 
 
-def _apply_activation(y: Tensor, activation: str) -> Tensor:
-    if activation == "none":
-        return y
-    return {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}[activation](y)
+_APPLY: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda y: y,
+    "relu": lambda y: F.relu(y),
+    "gelu": lambda y: F.gelu(y),
+    "silu": lambda y: F.silu(y),
+}
 
 
 def check_linear(
@@ -87,7 +89,7 @@ def _linear(
     check_linear(x, weight[0].dtype, bias, out_features, in_features, activation, "sparsekern::linear")
     layout = parse_cached(granularity)
     dense = layout.unpack(_parts(layout, weight), (out_features, in_features))
-    return _apply_activation(F.linear(x, dense, bias), activation)
+    return _APPLY[activation](F.linear(x, dense, bias))
 
 
 @torch.library.impl(_LIB, "block_linear", "CompositeExplicitAutograd")
@@ -211,9 +213,7 @@ def _refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
     raise NotImplementedError("sparsekern: no second derivatives; call densify_ first if you need them")
 
 
-torch.library.register_autograd(
-    "sparsekern::linear", _backward_linear, setup_context=_setup_linear, lib=_LIB
-)
+torch.library.register_autograd("sparsekern::linear", _backward_linear, setup_context=_setup_linear, lib=_LIB)
 torch.library.register_autograd(
     "sparsekern::block_linear", _backward_block_linear, setup_context=_setup_block_linear, lib=_LIB
 )
