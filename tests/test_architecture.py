@@ -99,9 +99,8 @@ def test_kernel_code_includes_neither_torch_nor_pybind11(folder: str) -> None:
 
 def test_files_are_short_enough_to_read() -> None:
     folders = ("csrc", "sparsekern", "tests", "bench", "tools", "examples")
-    files = [
-        p for f in folders for p in (ROOT / f).rglob("*") if p.suffix in (".py", ".h", ".cpp", ".inc", ".cu", ".cuh")
-    ]
+    code = (".py", ".h", ".cpp", ".inc", ".cu", ".cuh")
+    files = [p for folder in folders for p in (ROOT / folder).rglob("*") if p.suffix in code]
     assert len(files) > 40
     lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in files}
     assert not {name: lines for name, lines in lengths.items() if lines > 500}
