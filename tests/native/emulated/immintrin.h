@@ -1,0 +1,53 @@
+// Stands in for the compiler's header of this name: AVX2 and AVX-512 by SIMDe, in plain C++ that
+// any CPU runs and that sanitizers see through. Defines what SIMDe 0.7.4 lacks.
+#pragma once
+
+#pragma GCC diagnostic ignored "-Wpsabi"
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <simde/x86/avx2.h>
+#include <simde/x86/avx512.h>
+#include <simde/x86/fma.h>
+
+#include <cmath>
+
+#ifndef __mmask16
+using __mmask16 = simde__mmask16;
+#endif
+#ifndef _MM_FROUND_NO_EXC
+#define _MM_FROUND_NO_EXC SIMDE_MM_FROUND_NO_EXC
+#endif
+
+#ifndef _mm512_maskz_loadu_ps
+#define _mm512_maskz_loadu_ps emulated_mm512_maskz_loadu_ps
+inline __m512 emulated_mm512_maskz_loadu_ps(__mmask16 mask, const float* p) {
+  float lanes[16];
+  for (int i = 0; i < 16; ++i) lanes[i] = mask >> i & 1 ? p[i] : 0.0f;
+  return _mm512_loadu_ps(lanes);
+}
+#endif
+
+#ifndef _mm512_mask_storeu_ps
+#define _mm512_mask_storeu_ps emulated_mm512_mask_storeu_ps
+inline void emulated_mm512_mask_storeu_ps(float* p, __mmask16 mask, __m512 v) {
+  float lanes[16];
+  _mm512_storeu_ps(lanes, v);
+  for (int i = 0; i < 16; ++i) {
+    if (mask >> i & 1) p[i] = lanes[i];
+  }
+}
+#endif
+
+#ifndef _mm512_cvtps_epi32
+#define _mm512_cvtps_epi32 emulated_mm512_cvtps_epi32
+inline __m512i emulated_mm512_cvtps_epi32(__m512 v) {
+  float lanes[16];
+  int32_t rounded[16];
+  _mm512_storeu_ps(lanes, v);
+  // As the instruction has it: whatever does not fit becomes the smallest integer.
+  for (int i = 0; i < 16; ++i) {
+    const float x = std::nearbyint(lanes[i]);
+    rounded[i] = x >= -2147483648.0f && x < 2147483648.0f ? int32_t(x) : INT32_MIN;
+  }
+  return _mm512_loadu_si512(rounded);
+}
+#endif

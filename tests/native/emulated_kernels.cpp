@@ -1,0 +1,221 @@
+// Runs every kernel of the instruction sets named as arguments against float64, each array in a
+// heap block of its exact size. Built with tests/native/emulated first on the include path it needs
+// no CPU with these instructions, and sanitizers see each lane of each load and store.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cpu/dispatch.h"
+
+using namespace sparsekern;
+
+namespace {
+
+std::mt19937 generator(0);
+
+float uniform() { return std::uniform_real_distribution<float>(-1, 1)(generator); }
+
+// malloc'ed memory of exactly `count` elements, so that an address sanitizer sees the next one.
+template <class T>
+struct Exact {
+  explicit Exact(int64_t count) : data(static_cast<T*>(std::malloc(count * sizeof(T)))) {}
+  Exact(const Exact&) = delete;
+  ~Exact() { std::free(data); }
+  T& operator[](int64_t i) { return data[i]; }
+  T* data;
+};
+
+struct Case {
+  int64_t rows, cols, outputs, inputs, tokens;
+  int64_t x_gap, y_gap;  // floats between the end of a row and the next row
+  double density;
+  bool bias;
+  Activation activation;
+};
+
+// A block matrix with padding of zeros, and the same matrix dense.
+struct Weight {
+  BlockMatrix view;
+  std::vector<float> dense;
+  std::vector<char> stored;
+  std::unique_ptr<Exact<float>> values;
+  std::unique_ptr<Exact<uint16_t>> columns;
+  std::unique_ptr<Exact<int32_t>> offsets;
+
+  explicit Weight(const Case& c)
+      : dense(c.outputs * c.inputs, 0.0f), stored(c.outputs * c.inputs, 0) {
+    const int64_t block_rows = ceil_div(c.outputs, c.rows);
+    const int64_t block_columns = ceil_div(c.inputs, c.cols);
+    std::vector<float> all_values;
+    std::vector<uint16_t> all_columns;
+    std::vector<int32_t> all_offsets{0};
+    for (int64_t row = 0; row < block_rows; ++row) {
+      for (int64_t column = 0; column < block_columns; ++column) {
+        if (0.5 * (uniform() + 1) >= c.density) continue;
+        all_columns.push_back(static_cast<uint16_t>(column));
+        for (int64_t j = column * c.cols; j < (column + 1) * c.cols; ++j) {
+          for (int64_t i = row * c.rows; i < (row + 1) * c.rows; ++i) {
+            const bool inside = i < c.outputs && j < c.inputs;
+            all_values.push_back(inside ? uniform() : 0.0f);
+            if (!inside) continue;
+            dense[i * c.inputs + j] = all_values.back();
+            stored[i * c.inputs + j] = 1;
+          }
+        }
+      }
+      all_offsets.push_back(static_cast<int32_t>(all_columns.size()));
+    }
+    values = exact(all_values);
+    columns = exact(all_columns);
+    offsets = exact(all_offsets);
+    view = {values->data, columns->data, offsets->data, c.outputs, c.inputs, c.rows, c.cols};
+  }
+
+  template <class T>
+  static std::unique_ptr<Exact<T>> exact(const std::vector<T>& from) {
+    auto copy = std::make_unique<Exact<T>>(from.size());
+    if (!from.empty()) std::memcpy(copy->data, from.data(), from.size() * sizeof(T));
+    return copy;
+  }
+};
+
+double activate(double x, Activation activation) {
+  switch (activation) {
+    case Activation::kRelu:
+      return x < 0 ? 0 : x;
+    case Activation::kGelu:
+      return x * 0.5 * (1 + std::erf(x * std::sqrt(0.5)));
+    case Activation::kSilu:
+      return x / (1 + std::exp(-x));
+    default:
+      return x;
+  }
+}
+
+void one_after_another(int64_t parts, void (*body)(int64_t, void*), void* context) {
+  for (int64_t part = 0; part < parts; ++part) body(part, context);
+}
+
+constexpr float kUntouched = -12345.0f;
+
+void run(const KernelInfo& kernel, const Weight& weight, LinearCall call, const Case& c,
+         int64_t threads, Exact<float>& y, int64_t size) {
+  for (int64_t i = 0; i < size; ++i) y[i] = kUntouched;
+  call.y = y.data;
+  run_linear(kernel, weight.view, call, c.tokens, threads, one_after_another);
+}
+
+bool passes(const KernelInfo& kernel, const Case& c) {
+  const Weight weight(c);
+  const int64_t x_stride = c.inputs + c.x_gap, y_stride = c.outputs + c.y_gap;
+  const int64_t x_size = c.tokens == 0 ? 0 : (c.tokens - 1) * x_stride + c.inputs;
+  const int64_t y_size = c.tokens == 0 ? 0 : (c.tokens - 1) * y_stride + c.outputs;
+  Exact<float> x(x_size), bias(c.outputs), y(y_size), y_of_threads(y_size);
+  for (int64_t i = 0; i < x_size; ++i) x[i] = uniform();
+  for (int64_t i = 0; i < c.outputs; ++i) bias[i] = uniform();
+  const LinearCall call{x.data,      x_stride, nullptr, y_stride, c.bias ? bias.data : nullptr,
+                        c.activation};
+  run(kernel, weight, call, c, 1, y, y_size);
+  run(kernel, weight, call, c, 3, y_of_threads, y_size);
+  if (y_size > 0 && std::memcmp(y.data, y_of_threads.data, y_size * sizeof(float)) != 0) {
+    std::printf("three threads give other bits: ");
+    return false;
+  }
+  for (int64_t t = 0; t < c.tokens; ++t) {
+    for (int64_t n = 0; n < y_stride && t * y_stride + n < y_size; ++n) {
+      const float got = y[t * y_stride + n];
+      if (n >= c.outputs) {
+        if (got == kUntouched) continue;
+        std::printf("y written between its rows at [%d][%d]: ", int(t), int(n));
+        return false;
+      }
+      double sum = c.bias ? bias[n] : 0.0, magnitude = std::fabs(sum);
+      int64_t terms = 4;
+      for (int64_t k = 0; k < c.inputs; ++k) {
+        const double term = double(x[t * x_stride + k]) * weight.dense[n * c.inputs + k];
+        sum += term;
+        magnitude += std::fabs(term);
+        terms += weight.stored[n * c.inputs + k];
+      }
+      // The bound of a float sum in any order; 1.13 is the steepest slope of an activation.
+      const bool curved = c.activation == Activation::kGelu || c.activation == Activation::kSilu;
+      const double bound = 1.13 * magnitude * double(terms) * std::ldexp(1.01, -24) +
+                           (curved ? 1e-6 * std::fmax(1, std::fabs(sum)) : 1e-37);
+      const double wanted = activate(sum, c.activation);
+      if (!(std::fabs(got - wanted) <= bound)) {
+        std::printf("y[%d][%d] = %.9g, not %.9g: ", int(t), int(n), got, wanted);
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+std::vector<Case> cases_for(const KernelInfo& kernel) {
+  const int64_t kTokens[] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12,
+                             13, 15, 16, 17, 24, 25, 31, 32, 33, 47, 48, 49, 97};
+  std::vector<Case> cases;
+  int turn = 0;
+  const auto add = [&](int64_t rows, int64_t cols, int64_t outputs, int64_t inputs, int64_t tokens,
+                       double density, int64_t x_gap) {
+    ++turn;
+    cases.push_back({rows, cols, outputs, inputs, tokens, x_gap, turn % 5 == 0 ? 3 : 0, density,
+                     turn % 3 != 0, static_cast<Activation>(turn % 4)});
+  };
+  for (int64_t factor = 1; factor <= (kernel.multiple ? 3 : 1); ++factor) {
+    const int64_t rows = kernel.rows * factor;
+    for (const int64_t cols : {1, 2, 3, 17}) {
+      for (const int64_t tokens : kTokens) {
+        add(rows, cols, 2 * rows, 2 * cols + 16, tokens, 0.6, 0);
+        add(rows, cols, rows + 1 + turn % rows, 37, tokens, 0.4, turn % 4);
+      }
+    }
+    for (int64_t outputs = 1; outputs <= rows + 1; ++outputs) {
+      add(rows, 1, outputs, 9, 1 + outputs % 26, 0.8, 0);
+    }
+    for (int64_t inputs = 1; inputs <= 34; ++inputs) {
+      add(rows, 1 + inputs % 5, rows, inputs, 1 + inputs % 26, 0.8, inputs % 3);
+    }
+  }
+  // Several K-tiles; rows 4096 bytes apart; an empty weight; enough work for several threads.
+  for (const int64_t tokens : {1, 5, 13, 16, 50}) {
+    for (const double density : {0.0, 0.1, 0.4}) {
+      add(kernel.rows, 1, kernel.rows + 3, 3200, tokens, density, 0);
+      add(kernel.rows, 3, kernel.rows, 1700, tokens, density, 2);
+      add(kernel.rows, 1, kernel.rows, 1000, tokens, density, 24);
+    }
+  }
+  add(kernel.rows, 1, 6 * kernel.rows + 1, 700, 61, 0.9, 1);
+  add(kernel.rows, 2, 40 * kernel.rows, 700, 3, 0.9, 0);
+  return cases;
+}
+
+}  // namespace
+
+int main(int count, char** names) {
+  int table_size = 0, failures = 0, runs = 0;
+  const KernelInfo* table = kernel_table(&table_size);
+  for (int i = 0; i < table_size; ++i) {
+    const KernelInfo& kernel = table[i];
+    bool wanted = false;
+    for (int n = 1; n < count; ++n) wanted |= std::strcmp(names[n], isa_name(kernel.isa)) == 0;
+    if (!wanted) continue;
+    for (const Case& c : cases_for(kernel)) {
+      ++runs;
+      if (passes(kernel, c)) continue;
+      ++failures;
+      std::printf(
+          "%s, blocks %dx%d, weight %dx%d, %d tokens, gaps %d and %d, density %g, bias %d, "
+          "activation %d\n",
+          kernel.name, int(c.rows), int(c.cols), int(c.outputs), int(c.inputs), int(c.tokens),
+          int(c.x_gap), int(c.y_gap), c.density, int(c.bias), int(c.activation));
+    }
+  }
+  std::printf("%d cases, %d failures\n", runs, failures);
+  return failures == 0 && runs > 0 ? 0 : 1;
+}
