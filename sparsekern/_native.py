@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ if not TYPE_CHECKING:
     import torch  # noqa: F401  (the compiled module links against torch's libraries)
 
     try:
-        from . import _C as native
+        # Not "from . import _C", whose error would blame a circular import.
+        native = importlib.import_module("._C", __package__)
     except ImportError as error:
         failure = str(error)
 

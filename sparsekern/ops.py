@@ -46,9 +46,9 @@ def _parts(granularity: Granularity, tensors: Sequence[Tensor]) -> dict[str, Ten
 
 _APPLY: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y,
-    "relu": lambda y: F.relu(y),
-    "gelu": lambda y: F.gelu(y),
-    "silu": lambda y: F.silu(y),
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
 }
 
 

@@ -47,9 +47,7 @@ class CpuBackend(Backend):
         activation: str,
     ) -> Tensor:
         values, columns, offsets = tensors
-        return torch.ops.sparsekern.block_linear(
-            x, values, columns, offsets, bias, shape[0], shape[1], activation, ""
-        )
+        return torch.ops.sparsekern.block_linear(x, values, columns, offsets, bias, shape[0], shape[1], activation, "")
 
     @staticmethod
     def _native_choice(request: Request, tokens: int) -> tuple[str, str | None]:

@@ -178,9 +178,7 @@ class _Recorder:
     def finish(self) -> dict[str, InputStatistics]:
         for name, own in self.statistics.items():
             if not own.gram.diagonal().isfinite().all():
-                raise ValueError(
-                    f"{name}: its calibration inputs contain NaN, infinity or numbers too large to square"
-                )
+                raise ValueError(f"{name}: its calibration inputs contain NaN, infinity or numbers too large to square")
         for own in {id(own): own for own in self.statistics.values()}.values():
             own.finish()
         return self.statistics
