@@ -7,7 +7,9 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Prune MiniLM in several ways, print what each gains and costs, and write the HTML report."""
     start = time.monotonic()
+    _require_kernels()
     _require_packages()
     _require_writable(args.output)
     # Not above: they bring in the compiler front end, and jinja2.
@@ -55,10 +58,19 @@ def run(args: argparse.Namespace) -> None:
     print(f"Kernels  {environment['active kernels']}\n")
     print_table(summary.COLUMNS, summary.rows(result))
     print()
+    width = min(120, shutil.get_terminal_size((120, 24)).columns)
     for text in [*summary.findings(result), *summary.notes(result)[:1]]:
-        print(f"- {text}")
+        print(textwrap.fill(text, width, initial_indent="- ", subsequent_indent="  "))
     print(f"\n{seconds:.0f} s. Picture and table: {args.output}")
     print("Your own model: see sk.sparsify_ in README.md.")
+
+
+def _require_kernels() -> None:
+    if not Target.detect().native:
+        raise UserError(
+            "the native kernels are not installed, so nothing would be faster than dense; "
+            "python -m sparsekern doctor says how to mend it"
+        )
 
 
 def _require_packages() -> None:

@@ -34,9 +34,9 @@ class InputStatistics:
     tokens: int = 0
     calls: int = 0
 
-    @cached_property
+    @property
     def hessian(self) -> Tensor:
-        """The damped Gram matrix, ``[in, in]`` float32."""
+        """The damped Gram matrix, ``[in, in]`` float32, made anew at each access."""
         return dampen(self.gram)
 
     @cached_property

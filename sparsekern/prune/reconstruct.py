@@ -42,8 +42,9 @@ def reconstruct(weight: Tensor, hessian: Tensor, mask: Tensor) -> Tensor:
 
     For a row with kept inputs S and dropped inputs D the minimum is
     ``v_S = w_S + inv(H_SS) H_SD w_D``. Rows with the same S, such as the r rows of a band of r x c
-    blocks, are solved together, so coarse granularities are cheap: one Cholesky factorisation for
-    each distinct S. (A loop, because a batched factorisation is not faster on a CPU.)
+    blocks, are solved together, so coarse granularities are cheap: the cost is one Cholesky
+    factorisation, ``len(S)^3 / 3`` multiply-adds, for each distinct S. (A loop, because a batched
+    factorisation is not faster on a CPU.)
 
     With a damped Hessian the error on the data that it comes from never exceeds that of
     ``weight * mask``: the damping only adds the squared change of the weights to what is minimised.
@@ -85,8 +86,10 @@ def group_scores(weight: Tensor, hessian: Tensor, inverse: Tensor, granularity: 
     - ``w_S inv(inv(H)_SS) w_S`` if all others do (Optimal Brain Surgeon).
 
     A one-shot mask drops many groups at once, so the truth lies between: the score is their geometric
-    mean. On MiniLM it picks masks with a lower error after :func:`reconstruct` than either bound at
-    50 and 25 % density, and dropping in several rounds with a new score each gains little more.
+    mean. On the demo's model (16x1, 4x1 and 16x16 at 50, 25 and 10 % density) the mean Pearson
+    correlation is 0.540, against 0.506 and 0.524 with the bounds, which are ahead of each other in
+    turns. Dropping in two rounds, the second with new scores, lowered the layers' errors by 7 % at
+    three times the cost, and changed the correlation by less than its standard error.
 
     Args:
         weight: ``[out, in]``.

@@ -83,6 +83,15 @@ def test_compiled_models_are_checked_and_timed():
     assert found.baselines_ms[found.baseline] == min(found.baselines_ms.values())
 
 
+def test_without_a_compiler_everything_runs_eager(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda model: refuse)
+    found = run(subject(), Settings((sk.Block(16, 1),), (0.5,), rounds=5, seconds=5), no_step)
+    assert found.sparse_runs == found.baseline == "eager" and set(found.baselines_ms) == {"eager"}
+
+
 def test_wrong_kernel_is_noticed(monkeypatch):
     from sparsekern import backends
 
@@ -168,6 +177,14 @@ def test_interleaving_takes_turns_and_stops_in_time():
     capped = timing.interleave({"a": lambda: time.sleep(0.002)}, rounds=1000, seconds=0.02)["a"]
     assert 5 <= capped.rounds < 100
     assert capped.quartiles[0] <= capped.median <= capped.quartiles[1]
+
+
+def test_missing_kernels_are_named_with_their_remedy(monkeypatch, capsys):
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(command.Target, "detect", lambda: SimpleNamespace(native=False))
+    assert cli.main(["demo"]) == 2
+    assert "sparsekern doctor" in capsys.readouterr().err
 
 
 def test_missing_packages_are_named_with_their_commands(monkeypatch, capsys):
