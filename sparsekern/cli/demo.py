@@ -116,5 +116,6 @@ def _environment() -> dict[str, str]:
         "transformers": metadata.version("transformers"),
         "python": f"{platform.python_version()}, {sys.platform}",
         "sparsekern": __version__,
+        "kernels built from": doctor.native_facts().get("git") or "unknown",
         "date": datetime.date.today().isoformat(),
     }

@@ -102,9 +102,9 @@ class Point:
     remark: str = ""
 
     @property
-    def efficiency(self) -> float:
+    def efficiency(self) -> float | None:
         """Speed-up x density of the whole model: 1.0 if each dropped weight saved its share of the time."""
-        return self.speedup * self.density
+        return None if self.latency_ms is None else self.speedup * self.density
 
     def record(self) -> dict[str, Any]:
         """Plain data."""

@@ -23,7 +23,7 @@ def rows(result: Result) -> list[list[str]]:
             f"{point.density:.0%}",
             "" if point.latency_ms is None else f"{point.latency_ms:.1f} {_range(point.quartiles_ms, 0)}",
             _speed(point),
-            "" if point.latency_ms is None else f"{point.efficiency:.2f}",
+            "" if point.efficiency is None else f"{point.efficiency:.2f}",
             f"{point.pearson:.3f}",
             f"{point.spearman:.3f}",
             f"{point.megabytes:.1f}",
