@@ -46,7 +46,7 @@ def checked_input(
             f"{what}: expected an input on {weight.device} like the weight, got {x.device}; move one of them"
         )
     # A kernel has one dtype. Autocast promises that dtypes need not be minded, so the input follows.
-    if x.dtype != weight.dtype and x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
+    if x.dtype != weight.dtype and x.is_floating_point() and _in_autocast(x):
         x = x.to(weight.dtype)
     check_linear(x, weight.dtype, bias, shape[0], shape[1], activation, what)
     return x
@@ -61,9 +61,16 @@ def run_linear(
     bias: Tensor | None,
     activation: str,
 ) -> Tensor:
-    """Call ``backend.linear`` at the least cost that the present grad mode allows."""
+    """Call ``backend.linear`` in the weight's own dtype, at the least cost that the grad mode allows."""
+    if torch._C._is_any_autocast_enabled() and _in_autocast(x):
+        with torch.autocast(x.device.type, enabled=False):
+            return backend.linear(x, granularity, shape, tensors, bias, activation)
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
         return backend.linear(x, granularity, shape, tensors, bias, activation)
     # Under no_grad: the autograd layer of our ops is written in Python, and takes longer than a small product.
     with torch._C._AutoDispatchBelowAutograd():
         return backend.linear(x, granularity, shape, tensors, bias, activation)
+
+
+def _in_autocast(x: Tensor) -> bool:
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)

@@ -8,6 +8,7 @@ import sparsekern as sk
 from sparsekern.layouts import Granularity, PackedWeight
 
 NATIVE = [r for r in sk.kernels() if r.op == "block_linear" and r.runs_here]
+needs_native = pytest.mark.skipif(not NATIVE, reason="no native kernels")
 
 
 def packed_as(granularity: Granularity, dtype: torch.dtype = torch.float32) -> PackedWeight:
@@ -51,6 +52,7 @@ def test_the_ops_of_the_backward_pass_opcheck(op: str) -> None:
     )
 
 
+@needs_native
 def test_the_native_op_refuses_what_would_read_outside_its_tensors() -> None:
     packed, x = packed_as(sk.Block(8, 1)), torch.randn(3, 24)
     good = block_arguments(packed, x)
@@ -71,7 +73,7 @@ def test_the_native_op_refuses_what_would_read_outside_its_tensors() -> None:
             torch.ops.sparsekern.block_linear(*arguments)
 
 
-@pytest.mark.skipif(not NATIVE, reason="no native kernels")
+@needs_native
 def test_a_kernel_asked_for_by_name_runs_or_is_an_error() -> None:
     packed, x = packed_as(sk.Block(16, 1)), torch.randn(70, 24)
     ran = []
