@@ -31,14 +31,15 @@ test: $(VENV)/.test build ## run all tests
 	$(BIN)/pytest -x -q
 
 # The package is installed a second time, apart, so that the fast build stays as it is. libasan must come
-# first in the process; the interpreter itself never frees everything, so leaks are not counted.
+# first in the process, then the C++ library whose exceptions it watches; the interpreter itself never frees everything, so leaks are not counted.
 # tests/native builds a program of its own: the kernels without Python, each array exactly as long as it is.
 sanitize: $(VENV)/.test ## run the kernel tests with AddressSanitizer and UndefinedBehaviorSanitizer
 	SPARSEKERN_REQUIRE_NATIVE=1 SPARSEKERN_SANITIZE=address,undefined \
 	    $(PIP) --no-deps --no-build-isolation --upgrade --target build/sanitize .
-	PYTHONPATH=build/sanitize LD_PRELOAD=$$($${CC:-gcc} -print-file-name=libasan.so) \
+	PYTHONPATH=build/sanitize \
+	    LD_PRELOAD="$$($${CC:-gcc} -print-file-name=libasan.so) $$($${CC:-gcc} -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	    $(BIN)/pytest -x -q tests/kernels
+	    $(BIN)/pytest -x -q --capture=sys tests/kernels
 	SPARSEKERN_SANITIZE=address,undefined $(BIN)/pytest -x -q -rs tests/native/test_emulated_kernels.py
 
 lint: $(VENV)/.dev ## check style and spelling
