@@ -12,6 +12,9 @@ from .experiment import Point, Result
 BARGAIN = 0.1
 """Loss of Pearson from which a model is called a loss rather than a bargain."""
 
+BUSY = 0.25
+"""Distance of the dense model's quartiles, as a share of its median, from which timings are not to be trusted."""
+
 COLUMNS = ("granularity", "density", "latency, ms", "speed-up", "efficiency", "Pearson", "Spearman", "MB")
 
 
@@ -46,6 +49,11 @@ def findings(result: Result) -> list[str]:
     front = [p for p in timed if p.speedup > 1 and not any(_beats(other, p) for other in timed)]
     best = max((p for p in front if p.loss <= p.loss_error), key=lambda p: p.speedup, default=None)
     found = []
+    if disturbed(result):
+        found.append(
+            "Do not trust these times: other work on this machine disturbed them "
+            f"(dense {_range(dense.quartiles_ms, 0)} ms). Run it again when the machine is idle."
+        )
     if best:
         found.append(
             f"Use {_name(best)}: {best.speedup:.2f}x, Pearson {best.pearson:.3f} against {dense.pearson:.3f} dense: "
@@ -72,6 +80,14 @@ def findings(result: Result) -> list[str]:
             f"{idle[0].granularity.capitalize()} keeps quality best (Pearson {kept}), but has no fast kernel yet: 1.0x."
         )
     return found
+
+
+def disturbed(result: Result) -> bool:
+    """Whether the times scatter more than those of an idle machine."""
+    dense = result.dense
+    if dense.latency_ms is None or dense.quartiles_ms is None:
+        return False
+    return dense.quartiles_ms[1] - dense.quartiles_ms[0] > BUSY * dense.latency_ms
 
 
 def page(result: Result, environment: Mapping[str, str]) -> Page:

@@ -127,6 +127,7 @@ def test_verdict_follows_the_numbers():
 
     found = run(subject(), SETTINGS, no_step)
     dense, good, bad, *rest = found.points
+    dense = replace(dense, latency_ms=10.0, quartiles_ms=(9.5, 10.5))
     good = replace(good, speedup=2.0, pearson=dense.pearson - 0.01, loss=0.01, loss_error=0.02)
     bad = replace(bad, speedup=3.0, pearson=dense.pearson - 0.3, loss=0.3, loss_error=0.02)
     slow = [replace(p, speedup=0.9) if p.latency_ms else p for p in rest]
@@ -134,6 +135,8 @@ def test_verdict_follows_the_numbers():
     assert verdict[0].startswith("Use 16x1 at 50% density: 2.00x")
     assert "Dense wins" in " ".join(verdict) and "16x1 at 25% density (Pearson" in " ".join(verdict)
     assert "4x1 at 50% density (0.90x)" in " ".join(verdict)
+    busy = replace(dense, quartiles_ms=(9.0, 12.0))
+    assert "idle" in summary.findings(replace(found, points=[busy, good, bad, *slow]))[0]
     only_bad = [replace(p, speedup=0.9) if p.latency_ms and p is not dense else p for p in (dense, good, bad, *rest)]
     assert summary.findings(replace(found, points=only_bad))[0].startswith("Use the dense model")
 
