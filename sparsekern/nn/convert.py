@@ -197,6 +197,8 @@ def _pack_by_criterion(layers: Iterable[_Layer]) -> None:
 
 def _pack_by_calibration(layers: Iterable[_Layer], model: nn.Module, calibration: Iterable[Any]) -> None:
     chosen = {layer.site.name: layer for layer in layers if layer.wanted is not None}
+    if not chosen:
+        return
     modules = {name: layer.dense for name, layer in chosen.items()}
     wanted = {name: cast(Sparse, layer.wanted) for name, layer in chosen.items()}
     for name, (weight, mask) in calibrated_weights(model, modules, wanted, calibration).items():

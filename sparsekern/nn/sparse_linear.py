@@ -21,7 +21,8 @@ class SparseLinear(nn.Module):
     The packed tensors are buffers under their own names (``values``, ``columns``, ``offsets`` for
     blocks) and ``bias`` is a Parameter, so ``state_dict``, ``deepcopy``, pickling, ``.to``, compiling
     and exporting work as for any module. Gradients reach the input, the bias and, after
-    ``layer.values.requires_grad_()``, the kept weights.
+    ``layer.values.requires_grad_()``, the kept weights. The back end is chosen when the layer is made,
+    moved, cast or loaded, not at each call.
 
     Args:
         packed: the weight ``[out, in]``.

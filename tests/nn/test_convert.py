@@ -293,12 +293,11 @@ def test_example_inputs_come_in_several_forms(form: Callable[[Tensor], Any], tim
     assert report["first"].tokens == 8
 
 
-def test_without_a_kernel_the_report_says_so() -> None:
-    model = nn.Sequential(nn.Linear(256, 256))
-    report = sk.sparsify_(model, sk.Sparse(sk.Unstructured(), 0.5), example_inputs=torch.randn(64, 256))
-    assert not report["0"].sparse, "unpacking and a dense product cannot be faster than the product"
-    assert "x at this size (cpu: " in report["0"].verdict
-    assert report["0"].speedup < 1 and report["0"].kernel == "reference_unstructured"
+def test_without_a_kernel_the_report_says_so(timings: list[Any]) -> None:
+    model = nn.Sequential(nn.Linear(32, 16), nn.Linear(16, 64))
+    report = sk.sparsify_(model, sk.Sparse(sk.Unstructured(), 0.5), example_inputs=torch.randn(8, 32))
+    assert report["0"].verdict.startswith("kept dense: 0.50x at this size (cpu: n")
+    assert report["1"].verdict.startswith("unstructured, 50 %, reference_unstructured, 2.0x, cpu: n")
 
 
 def test_looking_leaves_no_trace(timings: list[Any]) -> None:

@@ -74,7 +74,7 @@ def test_timing_a_layer() -> None:
     timing = time_linear(packed, tokens=64, bias=True)
     assert torch.equal(torch.get_rng_state(), before)
     assert timing.rounds >= MIN_ROUNDS and timing.spread >= 0
-    assert 0 < timing.sparse < 0.01 and 0 < timing.dense < 0.01
+    assert timing.sparse > 0 and timing.dense > 0
     assert timing.speedup == timing.dense / timing.sparse
 
 
