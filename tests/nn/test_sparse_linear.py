@@ -120,10 +120,10 @@ def test_state_dict_round_trip_with_another_number_of_blocks(granularity: Granul
 
 
 def test_state_dict_round_trip_by_assignment() -> None:
-    source, target = sparse_layer(sparsity=0.3).double(), sparse_layer(sparsity=0.8).to("meta")
+    source, target, x = sparse_layer(sparsity=0.3), sparse_layer(sparsity=0.8).to("meta"), torch.randn(3, 24)
     target.load_state_dict(source.state_dict(), assign=True)
-    x = torch.randn(3, 24, dtype=torch.float64)
     assert torch.equal(source(x), target(x))
+    assert target._backend is source._backend, "the back end of the meta device stayed"
 
 
 def test_a_tampered_state_dict_is_refused_and_changes_nothing() -> None:
