@@ -31,7 +31,8 @@ test: $(VENV)/.test build ## run all tests
 	$(BIN)/pytest -x -q
 
 # The package is installed a second time, apart, so that the fast build stays as it is. libasan must come
-# first in the process, then the C++ library whose exceptions it watches; the interpreter itself never frees everything, so leaks are not counted.
+# first in the process, then the C++ library whose exceptions it watches; the interpreter itself never frees
+# everything, so leaks are not counted; captured file descriptors would swallow what a sanitizer reports.
 # tests/native builds a program of its own: the kernels without Python, each array exactly as long as it is.
 sanitize: $(VENV)/.test ## run the kernel tests with AddressSanitizer and UndefinedBehaviorSanitizer
 	SPARSEKERN_REQUIRE_NATIVE=1 SPARSEKERN_SANITIZE=address,undefined \

@@ -1,5 +1,6 @@
-// Stands in for the compiler's header of this name: AVX2 and AVX-512 by SIMDe, in plain C++ that
-// any CPU runs and that sanitizers see through. Defines what SIMDe 0.7.4 lacks.
+// Stands in for the compiler's header of this name: AVX2 and AVX-512 by SIMDe, in plain C++ that any
+// CPU runs and that sanitizers see through. Defines what SIMDe 0.7.4 lacks, and anew the masked loads
+// that it makes of whole ones: the instructions do not touch a lane that is masked out.
 #pragma once
 
 #pragma GCC diagnostic ignored "-Wpsabi"
@@ -51,3 +52,23 @@ inline __m512i emulated_mm512_cvtps_epi32(__m512 v) {
   return _mm512_loadu_si512(rounded);
 }
 #endif
+
+#undef _mm_maskload_ps
+#define _mm_maskload_ps emulated_mm_maskload_ps
+inline __m128 emulated_mm_maskload_ps(const float* p, __m128i mask) {
+  float lanes[4];
+  int32_t bits[4];
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(bits), mask);
+  for (int i = 0; i < 4; ++i) lanes[i] = bits[i] < 0 ? p[i] : 0.0f;
+  return _mm_loadu_ps(lanes);
+}
+
+#undef _mm256_maskload_ps
+#define _mm256_maskload_ps emulated_mm256_maskload_ps
+inline __m256 emulated_mm256_maskload_ps(const float* p, __m256i mask) {
+  float lanes[8];
+  int32_t bits[8];
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(bits), mask);
+  for (int i = 0; i < 8; ++i) lanes[i] = bits[i] < 0 ? p[i] : 0.0f;
+  return _mm256_loadu_ps(lanes);
+}
