@@ -1,6 +1,6 @@
-// Stands in for the compiler's header of this name: AVX2 and AVX-512 by SIMDe, in plain C++ that any
-// CPU runs and that sanitizers see through. Defines what SIMDe 0.7.4 lacks, and anew the masked loads
-// that it makes of whole ones: the instructions do not touch a lane that is masked out.
+// Stands in for the compiler's header of this name: AVX2 and AVX-512 by SIMDe, in plain C++ that
+// any CPU runs and that sanitizers see through. Defines what SIMDe 0.7.4 lacks, and anew the masked
+// loads that it makes of whole ones: the instructions do not touch a lane that is masked out.
 #pragma once
 
 #pragma GCC diagnostic ignored "-Wpsabi"
