@@ -1,8 +1,13 @@
 """sparsekern: block-sparse kernels that make pruned PyTorch models faster."""
 
+import sys as _sys
+
 from ._native import apply_isa_limit as _apply_isa_limit
 
-_apply_isa_limit()
+# "-m" stands there only while ``python -m sparsekern`` looks for its module. The command line then
+# applies the limit itself: as one line and not as a traceback, and doctor among its other findings.
+if _sys.argv[:1] != ["-m"]:
+    _apply_isa_limit()
 
 from . import backends as _backends  # noqa: E402, F401  (registers the back ends)
 from .io import load_, save  # noqa: E402

@@ -32,12 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
 
 
-def run(args: argparse.Namespace) -> None:
-    """Print the facts, and a command for each thing that is missing."""
+def run(args: argparse.Namespace) -> int:
+    """Print the facts, and a command for each thing that is missing; 1 if there is a problem, else 0."""
     facts = examine()
     if args.json:
         print(json.dumps(facts, indent=2))
-        return
+    else:
+        _print(facts)
+    return 1 if facts["problems"] else 0
+
+
+def _print(facts: Facts) -> None:
     width = shutil.get_terminal_size((100, 24)).columns
     for topic, text in _describe(facts):
         print(textwrap.fill(text, width, initial_indent=f"{topic:<9} ", subsequent_indent=" " * 10))

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from .. import _native
 from . import UserError
 
 VERBS = {
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser(argv[0] if argv else "", verb).parse_args(argv)
     assert verb is not None  # anything else made the parser exit
     try:
+        if args.verb != "doctor":  # which reports it as one of its problems
+            _apply_isa_limit()
         code: int | None = verb.run(args)
         sys.stdout.flush()
         return code or 0
@@ -40,6 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader, such as `head`, has seen enough. Python would complain again while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _apply_isa_limit() -> None:
+    try:
+        _native.apply_isa_limit()
+    except RuntimeError as error:
+        raise UserError(str(error)) from error
 
 
 def _parser(chosen: str, verb: ModuleType | None) -> argparse.ArgumentParser:
