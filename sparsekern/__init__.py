@@ -9,12 +9,12 @@ from ._native import apply_isa_limit as _apply_isa_limit
 if _sys.argv[:1] != ["-m"]:
     _apply_isa_limit()
 
-from . import backends as _backends  # noqa: E402, F401  (registers the back ends)
-from .io import load_, save  # noqa: E402
-from .layouts import Block, Channel, PackedWeight, Unstructured, pack  # noqa: E402
-from .nn import Sparse, SparseLinear, densify_, linear, sparsify_  # noqa: E402
-from .plan import KernelRecord, Target, kernels  # noqa: E402
-from .prune import make_mask  # noqa: E402
+from . import backends as _backends  # noqa: F401  (registers the back ends)
+from .io import load_, save
+from .layouts import Block, Channel, PackedWeight, Unstructured, pack
+from .nn import Sparse, SparseLinear, densify_, linear, sparsify_
+from .plan import KernelRecord, Target, kernels
+from .prune import make_mask
 
 __version__ = "0.1.0"
 

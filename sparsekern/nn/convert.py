@@ -14,7 +14,7 @@ from torch import nn
 from ..layouts import PackedWeight, pack
 from ..plan import Request, Target, Timing, refusals, select, time_linear
 from ..prune import calibrated_weights, make_mask
-from ..report import LayerReport, Report, times
+from ..report import LayerReport, Report
 from .config import Config, Sparse, resolve
 from .probe import count_tokens, undisturbed
 from .sparse_linear import SparseLinear
@@ -222,13 +222,12 @@ def _drop_slow(layers: Iterable[_Layer], model: nn.Module, example_inputs: Any) 
             else:
                 layer.note(reason=f"not measured: {reason}")
             continue
-        layer.note(**_facts(packed, max(calls)), **stopwatch.time(packed, layer.dense.bias is not None, calls))
-        speedup = cast(float, layer.row.speedup)
+        layer.note(**_facts(packed, max(calls)), **stopwatch.time(layer, packed, calls))
         why = "; ".join(f"{backend}: {refusal}" for backend, refusal in refusals(_request(packed)).items())
-        if speedup > 1 or not layer.wanted.only_if_faster:
+        if layer.row.pays or not layer.wanted.only_if_faster:
             layer.note(reason=why)
         else:
-            layer.keep_dense(f"{times(speedup)} at this size" + (f" ({why})" if why else ""))
+            layer.keep_dense(f"{layer.row.gain} at this size" + (f" ({why})" if why else ""))
 
 
 class _Stopwatch:
@@ -237,19 +236,26 @@ class _Stopwatch:
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], Timing] = {}
 
-    def time(self, packed: PackedWeight, bias: bool, calls: Counter[int]) -> dict[str, float]:
-        """Microseconds of all the calls of a layer in one pass of the model, as the report names them."""
-        timings = {tokens: self._time_once(packed, tokens, bias) for tokens in calls if tokens}
-        spread = max(timing.spread for timing in timings.values())
+    def time(self, layer: _Layer, packed: PackedWeight, calls: Counter[int]) -> dict[str, float]:
+        """What the report says about all the calls of a layer in one pass of the model."""
+        timings = {tokens: self._time_once(layer, packed, tokens) for tokens in calls if tokens}
         dense = sum(timing.dense * calls[tokens] for tokens, timing in timings.items())
         sparse = sum(timing.sparse * calls[tokens] for tokens, timing in timings.items())
-        return {"dense_us": dense * 1e6, "sparse_us": sparse * 1e6, "spread": spread}
+        # Each size counts by its time: equal to dense / sparse where nothing disturbed the rounds.
+        speedup = sum(timing.speedup * timing.sparse * calls[tokens] for tokens, timing in timings.items()) / sparse
+        return {
+            "dense_us": dense * 1e6,
+            "sparse_us": sparse * 1e6,
+            "speedup": speedup,
+            "spread": max(timing.spread for timing in timings.values()),
+            "rounds": min(timing.rounds for timing in timings.values()),
+        }
 
-    def _time_once(self, packed: PackedWeight, tokens: int, bias: bool) -> Timing:
-        density = round(packed.density, 2)
+    def _time_once(self, layer: _Layer, packed: PackedWeight, tokens: int) -> Timing:
+        density, bias = round(packed.density, 2), layer.dense.bias is not None
         key = (_request(packed), packed.device, tokens, density, bias, torch.get_num_threads())
         if key not in self._known:
-            self._known[key] = time_linear(packed, tokens, bias)
+            self._known[key] = time_linear(layer.dense, sparse_twin(layer.dense, packed, layer.site.name), tokens)
         return self._known[key]
 
 

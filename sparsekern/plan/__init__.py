@@ -1,6 +1,6 @@
 """The middle end: what kernels exist, what they cost here, which one serves a weight."""
 
-from .measure import Timing, time_linear
+from .measure import PackedLayer, Sample, Timing, interleave, time_linear
 from .registry import (
     Backend,
     KernelRecord,
@@ -8,7 +8,6 @@ from .registry import (
     backends,
     kernels,
     register_backend,
-    unregister_backend,
 )
 from .select import refusals, select
 from .target import Target
@@ -16,14 +15,16 @@ from .target import Target
 __all__ = [
     "Backend",
     "KernelRecord",
+    "PackedLayer",
     "Request",
+    "Sample",
     "Target",
     "Timing",
     "backends",
+    "interleave",
     "kernels",
     "refusals",
     "register_backend",
     "select",
     "time_linear",
-    "unregister_backend",
 ]

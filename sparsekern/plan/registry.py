@@ -96,11 +96,6 @@ def register_backend(backend: Backend, *, first: bool = False) -> None:
         _BACKENDS[backend.name] = backend
 
 
-def unregister_backend(name: str) -> None:
-    """Forget a back end, for tests and plug-ins that clean up after themselves."""
-    del _BACKENDS[name]
-
-
 def backends() -> list[Backend]:
     """The registered back ends in order of preference."""
     return list(_BACKENDS.values())

@@ -10,6 +10,12 @@ from typing import Any
 
 from .table import text_table
 
+SCATTER = 0.25
+"""Spread of a speed-up, as a share of it, from which other work must have disturbed the measurement."""
+
+IMPLAUSIBLE = 3.0
+"""Efficiency (speed-up x density) that no kernel has: dense PyTorch reaches more than a third of the peak."""
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -27,9 +33,12 @@ class LayerReport:
         kernel: kernel that runs it.
         calls: how often one pass over the example inputs calls the layer; None if not observed.
         tokens: rows of its activations, summed over those calls; None if not observed.
-        dense_us: microseconds of those calls with the dense weight, medians; None if not measured.
+        dense_us: microseconds of those calls of the dense layer, medians, in eager PyTorch (to compile each
+            layer would take minutes); None if not measured.
         sparse_us: the same with the packed weight.
-        spread: interquartile range of the speed-up between neighbouring runs.
+        speedup: dense time over packed time, median of neighbouring runs; above 1 the packed layer is faster.
+        spread: interquartile range of that ratio.
+        rounds: number of neighbouring runs, the fewest of all sizes at which the layer is called.
         bytes_before: bytes of the weight before.
         bytes_after: bytes of the weight now, indices included.
     """
@@ -45,16 +54,33 @@ class LayerReport:
     tokens: int | None = None
     dense_us: float | None = None
     sparse_us: float | None = None
+    speedup: float | None = None
     spread: float | None = None
+    rounds: int | None = None
     bytes_before: int = 0
     bytes_after: int = 0
 
     @property
-    def speedup(self) -> float | None:
-        """Dense time over packed time; above 1 the packed layer is faster."""
-        if self.dense_us is None or not self.sparse_us:
-            return None
-        return self.dense_us / self.sparse_us
+    def pays(self) -> bool:
+        """Whether the packed layer was measured and is faster by more than the spread."""
+        return self.speedup is not None and self.speedup - (self.spread or 0) > 1
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the measurement is not to be trusted: it scatters, or is better than arithmetic allows."""
+        if self.speedup is None:
+            return False
+        return (self.spread or 0) > SCATTER * self.speedup or self.speedup * (self.density or 0) > IMPLAUSIBLE
+
+    @property
+    def gain(self) -> str:
+        """The speed-up in a few words, and what it is worth; empty if not measured."""
+        if self.speedup is None:
+            return ""
+        spread = self.spread or 0
+        clear = abs(self.speedup - 1) > spread
+        text = times(self.speedup) if clear else f"no clear gain ({times(self.speedup)}, spread {spread:.2f})"
+        return f"{text} (noisy: measure again on an idle machine)" if self.noisy else text
 
     @property
     def verdict(self) -> str:
@@ -62,13 +88,12 @@ class LayerReport:
         if not self.sparse:
             return f"kept dense: {self.reason}"
         sparsity = 100 * (1 - (self.density or 0))
-        gain = times(self.speedup) if self.speedup is not None else ""
-        return ", ".join(filter(None, (self.granularity, f"{sparsity:.3g} %", self.kernel, gain, self.reason)))
+        return ", ".join(filter(None, (self.granularity, f"{sparsity:.3g} %", self.kernel, self.gain, self.reason)))
 
 
 @dataclass(frozen=True)
 class Report:
-    """What ``sparsify_`` did. ``print`` shows it as a table; it is also a sequence of its rows.
+    """What ``sparsify_`` did. ``print`` shows it as a table; iterating gives its rows.
 
     Attributes:
         rows: one row for each Linear layer of the model, in the model's order.
@@ -84,15 +109,17 @@ class Report:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, layer: str) -> LayerReport:
-        """The row of the layer with that name."""
+    def __getitem__(self, layer: str | int) -> LayerReport:
+        """The row of the layer with that name, or at that place."""
+        if isinstance(layer, int):
+            return self.rows[layer]
         for row in self.rows:
             if row.layer == layer:
                 return row
         raise KeyError(layer)
 
     @property
-    def sparse(self) -> int:
+    def sparse_layers(self) -> int:
         """Number of sparse layers."""
         return sum(row.sparse for row in self.rows)
 
@@ -122,25 +149,27 @@ class Report:
         if not self.rows:
             return "no nn.Linear in this model"
         parts = [
-            f"{self.sparse} sparse, {len(self) - self.sparse} dense",
+            f"{self.sparse_layers} sparse, {len(self) - self.sparse_layers} dense",
             f"weights {_megabytes(self.bytes_before)} -> {_megabytes(self.bytes_after)}",
         ]
         if self.us_before is not None and self.us_after:
             gain = times(self.us_before / self.us_after)
-            parts.append(f"measured layers {self.us_before:,.0f} -> {self.us_after:,.0f} us ({gain})")
+            parts.append(
+                f"measured layers {self.us_before:,.0f} -> {self.us_after:,.0f} us ({gain} over eager nn.Linear)"
+            )
         return "; ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers, strings and lists."""
         rows = [
-            {**dataclasses.asdict(row), "shape": list(row.shape), "speedup": row.speedup, "verdict": row.verdict}
+            {**dataclasses.asdict(row), "shape": list(row.shape), "noisy": row.noisy, "verdict": row.verdict}
             for row in self.rows
         ]
         return {
             "machine": self.machine,
             "rows": rows,
-            "sparse": self.sparse,
-            "dense": len(self) - self.sparse,
+            "sparse_layers": self.sparse_layers,
+            "dense_layers": len(self) - self.sparse_layers,
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
             "us_before": self.us_before,
