@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import platform
 import shutil
 import sys
 import textwrap
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from . import UserError, doctor, progress
 from .table import print_table
 
 if TYPE_CHECKING:
-    from ..demo.experiment import Subject
+    from ..demo.experiment import Result, Subject
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,18 +51,28 @@ def run(args: argparse.Namespace) -> None:
     environment["active kernels"] = "; ".join(f"{g}: {', '.join(names)}" for g, names in result.kernels.items())
     seconds = time.monotonic() - start
     environment["time taken"] = f"{seconds:.0f} s"
-    args.output.write_text(html.render(summary.page(result, environment)), encoding="utf-8")
-    if args.json:
-        print(json.dumps({"environment": environment, **result.record()}, indent=2))
-        return
+    try:
+        if args.json:
+            print(json.dumps({"environment": environment, **result.record()}, indent=2))
+        else:
+            _print(result, environment)
+    finally:
+        # Also when the reader of the output has left, such as `head`: it took minutes to find out.
+        _write(args.output, html.render(summary.page(result, environment)))
+    if not args.json:
+        print(f"\n{seconds:.0f} s. Picture and table: {args.output}")
+        print("Your own model: see sk.sparsify_ in README.md.")
+
+
+def _print(result: Result, environment: Mapping[str, str]) -> None:
+    from ..demo import summary
+
     print(f"Kernels  {environment['active kernels']}\n")
     print_table(summary.COLUMNS, summary.rows(result))
     print()
     width = min(120, shutil.get_terminal_size((120, 24)).columns)
     for text in [*summary.findings(result), *summary.notes(result)[:1]]:
         print(textwrap.fill(text, width, initial_indent="- ", subsequent_indent="  "))
-    print(f"\n{seconds:.0f} s. Picture and table: {args.output}")
-    print("Your own model: see sk.sparsify_ in README.md.")
 
 
 def _require_kernels() -> None:
@@ -87,8 +97,20 @@ def _require_packages() -> None:
 
 def _require_writable(path: Path) -> None:
     """Now, and not after minutes of work."""
-    if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        raise UserError(f"cannot write {path}; choose another file with --output")
+    new = not path.exists()
+    try:
+        path.open("a").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}); choose another file with --output") from error
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"the results above are complete, but the report is not: {path}: {error.strerror}") from error
 
 
 def _subject(advance: progress.Advance) -> Subject:

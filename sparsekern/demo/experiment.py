@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ..layouts import Block, Granularity, Unstructured
 from ..nn import Sparse, densify_, sparsify_
+from ..plan import Sample, interleave
 from ..prune import Calibration, calibrated_weights
 from .evaluate import Quality, difference_error, rate
-from .timing import Latency, interleave
 
 Step = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 """Shows the progress of one step: title and number of parts in, "one more is done" out."""
@@ -82,8 +82,9 @@ class Point:
         megabytes: of the Linear layers' weights, indices included.
         latency_ms: median time of the batch; None if not timed by itself.
         quartiles_ms: first and third quartile.
-        speedup: dense time over ours; 1.0 for what runs as dense weights.
-        speedup_quartiles: of the ratio within a round.
+        speedup: dense time over ours, median of the ratios within a round. 1.0 for what runs as dense weights;
+            for ``magnitude``, which is not timed, that of the calibrated masks of equal granularity and density.
+        speedup_quartiles: of the same ratios; None if not timed by itself.
         remark: what to know about the row; may be empty.
     """
 
@@ -120,6 +121,7 @@ class Result:
         baseline: the faster dense model: ``eager`` or ``compiled``.
         baselines_ms: median time of each dense model that was tried.
         sparse_runs: how the sparse models ran: ``eager`` or ``compiled``.
+        compile_failure: why nothing was compiled, though it was tried; else empty.
         rounds: interleaved rounds of the timing.
         kernels: kernels that ran, by granularity.
         layers: number of pruned layers.
@@ -133,6 +135,7 @@ class Result:
     baseline: str
     baselines_ms: dict[str, float]
     sparse_runs: str
+    compile_failure: str
     rounds: int
     kernels: dict[str, list[str]]
     layers: int
@@ -204,7 +207,8 @@ def run(subject: Subject, settings: Settings, step: Step) -> Result:
         points=points,
         baseline=baseline,
         baselines_ms={name: latency.median * 1e3 for name, latency in timed.dense.items()},
-        sparse_runs="compiled" if timed.compiled else "eager",
+        sparse_runs="compiled" if "compiled" in timed.dense else "eager",
+        compile_failure=timed.compile_failure,
         rounds=timed.dense[baseline].rounds,
         kernels={granularity: sorted(used) for granularity, used in kernels.items() if used},
         layers=len(linears),
@@ -305,9 +309,9 @@ def _densified(model: nn.Module) -> nn.Module:
 
 @dataclass
 class _Timed:
-    dense: dict[str, Latency]
-    sparse: dict[str, Latency]
-    compiled: bool
+    dense: dict[str, Sample]
+    sparse: dict[str, Sample]
+    compile_failure: str
     largest_difference: float
 
 
@@ -316,15 +320,15 @@ def _time(subject: Subject, settings: Settings, candidates: list[_Candidate], st
     batch = subject.batch
     dense: dict[str, nn.Module] = {"eager": subject.model}
     sparse: dict[str, nn.Module] = {c.name: c.model for c in candidates if c.model is not None}
-    compiled = False
+    failure = ""
     # All models share the code of their blocks; each granularity and density is one more specialisation of it.
     with torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):
         if settings.compiled:
             with step("Compile", len(sparse) + 1) as advance:
                 whole: Any = torch.compile(_twin(subject.model))
-                compiled = _works(lambda: _output(whole, batch))
+                failure = _failure(lambda: _output(whole, batch))
                 advance()
-                if compiled:
+                if not failure:
                     dense["compiled"] = whole
                     for model in sparse.values():
                         # Block by block: the blocks of a model then share one compilation.
@@ -336,11 +340,11 @@ def _time(subject: Subject, settings: Settings, candidates: list[_Candidate], st
         functions = {f"dense {name}": _caller(model, batch) for name, model in dense.items()}
         functions.update({name: _caller(model, batch) for name, model in sparse.items()})
         with step("Time, interleaved", settings.rounds) as advance:
-            latencies = interleave(functions, settings.rounds, settings.seconds, advance)
+            latencies = interleave(functions, settings.rounds, longest=settings.seconds, progress=advance)
     return _Timed(
         dense={name: latencies[f"dense {name}"] for name in dense},
         sparse={name: latencies[name] for name in sparse},
-        compiled=compiled,
+        compile_failure=failure,
         largest_difference=largest,
     )
 
@@ -355,13 +359,13 @@ def _output(model: nn.Module, batch: Tensor) -> Tensor:
     return hidden
 
 
-def _works(attempt: Callable[[], object]) -> bool:
-    """Whether compiling works here; it needs a C++ compiler, and fails in as many ways as there are tools."""
+def _failure(attempt: Callable[[], object]) -> str:
+    """Why compiling does not work here, empty if it does; it needs a C++ compiler, and fails in many ways."""
     try:
         attempt()
-    except Exception:
-        return False
-    return True
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+    return ""
 
 
 def _difference(candidate: _Candidate, found: Tensor) -> float:
@@ -374,12 +378,12 @@ def _difference(candidate: _Candidate, found: Tensor) -> float:
     return difference
 
 
-def _speed(ours: Latency, dense: Latency) -> dict[str, Any]:
-    ratios = [d / o for d, o in zip(dense.times, ours.times, strict=True)]
-    spread = Latency.of(ratios).quartiles
+def _speed(ours: Sample, dense: Sample) -> dict[str, Any]:
+    ratio = dense.over(ours)
+    first, third = ours.quartiles
     return {
         "latency_ms": ours.median * 1e3,
-        "quartiles_ms": (ours.quartiles[0] * 1e3, ours.quartiles[1] * 1e3),
-        "speedup": dense.median / ours.median,
-        "speedup_quartiles": spread,
+        "quartiles_ms": (first * 1e3, third * 1e3),
+        "speedup": ratio.median,
+        "speedup_quartiles": ratio.quartiles,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import groupby
 
@@ -9,8 +10,14 @@ from ..report.chart import Chart, Mark, Series
 from ..report.html import Page
 from .experiment import Point, Result
 
+TOLERABLE = 0.05
+"""Loss of Pearson up to which a model counts as being as good as the dense one."""
+
+SURE = 1.645
+"""Standard errors that a normal error exceeds, on one side, once in twenty times."""
+
 BARGAIN = 0.1
-"""Loss of Pearson from which a model is called a loss rather than a bargain."""
+"""Loss of Pearson up to which a faster model is offered at a price."""
 
 BUSY = 0.25
 """Distance of the dense model's quartiles, as a share of its median, from which timings are not to be trusted."""
@@ -43,43 +50,21 @@ def label(point: Point, result: Result) -> str:
 
 
 def findings(result: Result) -> list[str]:
-    """What to use, what it costs, and where dense wins, in sentences."""
-    dense = result.dense
-    timed = [p for p in result.points if p.latency_ms is not None and p is not dense]
-    front = [p for p in timed if p.speedup > 1 and not any(_beats(other, p) for other in timed)]
-    best = max((p for p in front if p.loss <= p.loss_error), key=lambda p: p.speedup, default=None)
-    found = []
-    if disturbed(result):
-        found.append(
-            "Do not trust these times: other work on this machine disturbed them "
-            f"(dense {_range(dense.quartiles_ms, 0)} ms). Run it again when the machine is idle."
-        )
-    if best:
-        found.append(
-            f"Use {_name(best)}: {best.speedup:.2f}x, Pearson {best.pearson:.3f} against {dense.pearson:.3f} dense: "
-            f"within the standard error of their difference ({best.loss_error:.3f})."
-        )
-    else:
-        found.append("Use the dense model: nothing is faster and as good within the error of the evaluation.")
-    bargains = [p for p in front if p is not best and p.loss < BARGAIN and p.speedup > (best.speedup if best else 1)]
-    if bargains:
-        bargains.sort(key=lambda p: p.speedup)
-        offers = ", ".join(f"{p.speedup:.2f}x for {p.loss:.3f} of Pearson ({_name(p)})" for p in bargains)
-        found.append(f"Faster at a price: {offers}.")
-    lost = [p for p in timed if p.speedup <= 1 or p.loss >= BARGAIN]
-    if lost:
-        reasons = ", ".join(f"{_name(p)} ({_why(p)})" for p in lost)
-        found.append(f"Dense wins, unless you retrain, over {reasons}.")
-    for point in result.points:
-        if point.method == "magnitude" and point.density == _middle(result):
-            found.append(_calibration_pays(point, result))
-    idle = [p for p in result.points if p.latency_ms is None and p.method == "calibrated"]
-    if idle:
-        kept = ", ".join(f"{p.pearson:.3f} at {p.density:.0%}" for p in idle)
-        found.append(
-            f"{idle[0].granularity.capitalize()} keeps quality best (Pearson {kept}), but has no fast kernel yet: 1.0x."
-        )
-    return found
+    """What to use, what it costs, and where dense wins, in sentences that hold for these numbers."""
+    timed = [p for p in result.points if p.latency_ms is not None and p is not result.dense]
+    faster = [p for p in timed if _faster(p)]
+    front = [p for p in faster if not any(_beats(other, p) for other in faster)]
+    best = max((p for p in front if _as_good(p)), key=lambda p: p.speedup, default=None)
+    found = [
+        _disturbance(result) if disturbed(result) else "",
+        _advice(best, result.dense),
+        _bargains([p for p in front if p.loss < BARGAIN and p.speedup > (best.speedup if best else 1)]),
+        _listed("Too high a price unless you retrain", [p for p in faster if p.loss >= BARGAIN]),
+        _listed("Dense is as fast as or faster than", [p for p in timed if not _faster(p)]),
+        *(_calibration(p, result) for p in result.points if p.method == "magnitude" and p.density == _middle(result)),
+        _without_kernel([p for p in result.points if p.latency_ms is None and p.method == "calibrated"], timed),
+    ]
+    return [text for text in found if text]
 
 
 def disturbed(result: Result) -> bool:
@@ -112,10 +97,14 @@ def page(result: Result, environment: Mapping[str, str]) -> Page:
 def notes(result: Result) -> list[str]:
     """How the numbers were made."""
     tried = ", ".join(f"{name} {ms:.1f} ms" for name, ms in result.baselines_ms.items())
+    if result.compile_failure:
+        tried += f"; torch.compile does not work here, {result.compile_failure}"
     return [
         f"Speed-up is against the fastest dense PyTorch ({tried}); sparse models ran {result.sparse_runs}. "
-        f"Whole model, batch of 8 x 128 tokens, all models interleaved, medians of {result.rounds} rounds. "
-        "Quartiles of the speed-up are of the ratios within a round.",
+        f"Whole model, batch of 8 x 128 tokens, all models interleaved, {result.rounds} rounds: medians and quartiles "
+        "of the times, and of the ratios within a round.",
+        "Magnitude masks were not timed. Where the picture needs a speed, it takes that of the calibrated masks of as "
+        "many weights in the same granularity.",
         "Efficiency is speed-up x density. Attention, normalisation and embeddings stay dense, so it falls with "
         "density. MB are the Linear weights, indices included.",
         "Quality is measured on the 50 documents of Lee et al. (2005), 1,225 pairs that people rated for similarity; "
@@ -149,7 +138,8 @@ def chart(result: Result) -> Chart:
 
 
 def _title(point: Point) -> str:
-    return f"{point.granularity}, density {point.density:.0%}: {point.speedup:.2f}x, Pearson {point.pearson:.3f}" + (
+    speed = f"speed {_speed(point)}" if point.method == "magnitude" else f"{point.speedup:.2f}x"
+    return f"{point.granularity}, density {point.density:.0%}: {speed}, Pearson {point.pearson:.3f}" + (
         f" ({point.remark})" if point.remark else ""
     )
 
@@ -163,8 +153,55 @@ def _beats(other: Point, point: Point) -> bool:
     return other.speedup >= point.speedup and other.pearson > point.pearson
 
 
-def _why(point: Point) -> str:
-    return f"{point.speedup:.2f}x" if point.speedup <= 1 else f"Pearson {point.pearson:.2f}"
+def _faster(point: Point) -> bool:
+    """Whether it was faster than dense in three of four rounds."""
+    return point.speedup_quartiles is not None and point.speedup_quartiles[0] > 1
+
+
+def _as_good(point: Point) -> bool:
+    """Whether its loss is below ``TOLERABLE`` with 95 % confidence: the noisier it is, the harder to show."""
+    return point.loss + SURE * point.loss_error < TOLERABLE
+
+
+def _disturbance(result: Result) -> str:
+    return (
+        "Do not trust these times: other work on this machine disturbed them "
+        f"(dense {_range(result.dense.quartiles_ms, 0)} ms). Run it again when the machine is idle."
+    )
+
+
+def _advice(best: Point | None, dense: Point) -> str:
+    if best is None:
+        return f"Use the dense model: nothing faster was shown to lose less than {TOLERABLE} of Pearson."
+    return (
+        f"Use {_name(best)}: {best.speedup:.2f}x, Pearson {best.pearson:.3f} against {dense.pearson:.3f} dense. With "
+        f"95 % confidence it loses less than {TOLERABLE} (standard error of the difference {best.loss_error:.3f})."
+    )
+
+
+def _bargains(points: list[Point]) -> str:
+    offers = (
+        f"{p.speedup:.2f}x for {p.loss:.3f} \N{PLUS-MINUS SIGN} {p.loss_error:.3f} of Pearson ({_name(p)})"
+        for p in sorted(points, key=lambda p: p.speedup)
+    )
+    return f"Faster at a price: {', '.join(offers)}." if points else ""
+
+
+def _listed(what: str, points: list[Point]) -> str:
+    names = ", ".join(f"{_name(p)} ({p.speedup:.2f}x, Pearson {p.pearson:.2f})" for p in points)
+    return f"{what}: {names}." if points else ""
+
+
+def _without_kernel(idle: list[Point], timed: list[Point]) -> str:
+    if not idle:
+        return ""
+    kept = []
+    for point in idle:
+        rivals = [p for p in timed if p.density == point.density]
+        best = max(rivals, key=lambda p: p.pearson, default=None)
+        beside = f" (with a kernel at most {best.pearson:.3f}, {best.granularity})" if best else ""
+        kept.append(f"{point.pearson:.3f} at {point.density:.0%}{beside}")
+    return f"{idle[0].granularity.capitalize()} has no fast kernel yet, so 1.0x at best. Pearson {', '.join(kept)}."
 
 
 def _middle(result: Result) -> float:
@@ -172,19 +209,25 @@ def _middle(result: Result) -> float:
     return densities[len(densities) // 2]
 
 
-def _calibration_pays(magnitude: Point, result: Result) -> str:
+def _calibration(magnitude: Point, result: Result) -> str:
     twin = next(
         p
         for p in result.points
         if p.method == "calibrated" and (p.granularity, p.density) == (magnitude.granularity, magnitude.density)
     )
+    gain = twin.pearson - magnitude.pearson
+    # Both errors are of differences to the dense model, so this is at least that of the two from each other.
+    clear = abs(gain) > SURE * math.hypot(twin.loss_error, magnitude.loss_error)
+    verdict = "makes no clear difference here" if not clear else "pays" if gain > 0 else "does harm here"
     return (
-        f"Calibration is what makes it work: {_name(magnitude)}, magnitude alone reaches {magnitude.pearson:.3f}, "
-        f"masks and update from calibration data {twin.pearson:.3f}, at the same speed."
+        f"Calibration {verdict}: {_name(magnitude)}, magnitude alone reaches {magnitude.pearson:.3f}, "
+        f"masks and update from calibration data {twin.pearson:.3f}."
     )
 
 
 def _speed(point: Point) -> str:
+    if point.method == "magnitude":
+        return f"as {point.granularity}"
     text = f"{point.speedup:.2f}x"
     if point.speedup_quartiles and point.method != "dense":
         return f"{text} {_range(point.speedup_quartiles, 2)}"

@@ -44,7 +44,7 @@ class Series:
     Attributes:
         name: shown in the legend.
         marks: its points.
-        color: number of its colour, 0 to 3; also of its marker.
+        color: number of its colour and marker, from 0; sixteen pairs of them differ.
         faint: dashed and with small markers.
     """
 
@@ -52,6 +52,16 @@ class Series:
     marks: Sequence[Mark]
     color: int
     faint: bool = False
+
+    @property
+    def paint(self) -> str:
+        """Its colour, as CSS."""
+        return f"var(--s{self.color % len(MARKERS)})"
+
+    @property
+    def marker(self) -> str:
+        """The shape of its marks: once all colours are used up, they return with other shapes."""
+        return MARKERS[(self.color + self.color // len(MARKERS)) % len(MARKERS)]
 
 
 @dataclass(frozen=True)
@@ -144,13 +154,13 @@ class _Drawing:
         ]
 
     def _series(self, series: Series) -> list[str]:
-        color = f"var(--s{series.color})"
+        color = series.paint
         path = " ".join(f"{self.x(mark.x):.1f},{self.y(mark.y):.1f}" for mark in series.marks)
         kind = "line faint" if series.faint else "line"
         parts = [f'<polyline class="{kind}" points="{path}" stroke="{color}"/>']
         for mark in series.marks:
             x, y = self.x(mark.x), self.y(mark.y)
-            shape = _marker(MARKERS[series.color], x, y, 4 if series.faint else 6)
+            shape = _marker(series.marker, x, y, 4 if series.faint else 6)
             paint = f'fill="var(--page)" stroke="{color}"' if series.faint else f'fill="{color}" stroke="var(--page)"'
             parts.append(f"<g {paint}><title>{escape(mark.title)}</title>{shape}</g>")
         return parts
@@ -174,7 +184,7 @@ class _Drawing:
             place = free[0] if free else 0
             self.taken.append(boxes[place])
             left, base = places[place]
-            style = f'font-size="11" style="fill: var(--s{series.color})"'
+            style = f'font-size="11" style="fill: {series.paint}"'
             parts.append(_text(left, base, mark.label, "halo", "start", style))
         return parts
 
@@ -198,11 +208,11 @@ class _Drawing:
                 parts.append(f'<path d="{_star(x, y, 9)}" fill="var(--ink)"/>')
                 name = self.chart.baseline.label
             else:
-                color = f"var(--s{series.color})"
+                color = series.paint
                 kind = "line faint" if series.faint else "line"
                 parts.append(f'<line class="{kind}" x1="{x - 12}" x2="{x + 12}" y1="{y}" y2="{y}" stroke="{color}"/>')
                 fill = "var(--page)" if series.faint else color
-                shape = _marker(MARKERS[series.color], x, y, 4 if series.faint else 5)
+                shape = _marker(series.marker, x, y, 4 if series.faint else 5)
                 parts.append(f'<g fill="{fill}" stroke="{color}">{shape}</g>')
                 name = series.name
             parts.append(_text(x + 18, y + 4, name, "", "start"))

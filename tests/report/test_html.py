@@ -112,6 +112,12 @@ def test_labels_do_not_cover_each_other():
         assert all(abs(x - a) > 20 or abs(y - b) > 11 for a, b in places[:i])
 
 
+def test_many_granularities_stay_apart():
+    many = [Series(f"s{i}", [Mark(1.0 + i, 0.5, "", "")], i) for i in range(9)]
+    ElementTree.fromstring(Chart(many, Mark(1, 0.5, "dense", ""), "x", "y", "nine").svg(868, 480))
+    assert len({(series.paint, series.marker) for series in many}) == 9
+
+
 def test_chart_of_a_single_point():
     ElementTree.fromstring(Chart([], Mark(1, 0.5, "dense", ""), "x", "y", "one").svg(300, 200))
 
