@@ -18,6 +18,19 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// What a message says was found: "Double [4, 3] not contiguous".
+std::string found(const Tensor& tensor) {
+  std::string text =
+      ", got " + std::string(torch::headeronly::toString(tensor.scalar_type())) + " [";
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    text += (i == 0 ? "" : ", ") + std::to_string(tensor.size(i));
+  }
+  text += "]";
+  if (!tensor.is_contiguous()) text += " not contiguous";
+  if (!tensor.is_cpu()) text += " not on the CPU";
+  return text;
+}
+
 Activation parse_activation(const std::string& name) {
   if (name == "none") return Activation::kNone;
   if (name == "relu") return Activation::kRelu;
@@ -47,24 +60,27 @@ BlockMatrix view_weight(const Tensor& values, const Tensor& columns, const Tenso
       values.scalar_type() == ScalarType::Float && values.dim() == 3 && values.is_contiguous() &&
           values.is_cpu(),
       "sparsekern::block_linear: expected contiguous float32 values [blocks, cols, rows] "
-      "on the CPU");
+      "on the CPU",
+      found(values));
   BlockMatrix a;
   a.out_features = out_features;
   a.in_features = in_features;
   a.cols = values.size(1);
   a.rows = values.size(2);
   STD_TORCH_CHECK(a.rows > 0 && a.cols > 0 && out_features > 0 && in_features > 0,
-                  "sparsekern::block_linear: expected sizes > 0");
-  STD_TORCH_CHECK(columns.scalar_type() == ScalarType::Byte && columns.is_contiguous() &&
-                      columns.is_cpu() && columns.dim() == 2 && columns.size(0) == values.size(0) &&
-                      columns.size(1) == 2,
-                  "sparsekern::block_linear: expected uint8 columns [", values.size(0), ", 2]");
+                  "sparsekern::block_linear: expected sizes > 0, got blocks of ", a.rows, " x ",
+                  a.cols, " in a weight [", out_features, ", ", in_features, "]");
+  STD_TORCH_CHECK(
+      columns.scalar_type() == ScalarType::Byte && columns.is_contiguous() && columns.is_cpu() &&
+          columns.dim() == 2 && columns.size(0) == values.size(0) && columns.size(1) == 2,
+      "sparsekern::block_linear: expected uint8 columns [", values.size(0), ", 2]", found(columns));
   STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(columns.data_ptr()) % alignof(uint16_t) == 0,
                   "sparsekern::block_linear: expected columns at an even address");
   STD_TORCH_CHECK(offsets.scalar_type() == ScalarType::Int && offsets.is_contiguous() &&
                       offsets.is_cpu() && offsets.dim() == 1 &&
                       offsets.size(0) == a.block_rows() + 1,
-                  "sparsekern::block_linear: expected int32 offsets [", a.block_rows() + 1, "]");
+                  "sparsekern::block_linear: expected int32 offsets [", a.block_rows() + 1, "]",
+                  found(offsets));
   a.values = static_cast<const float*>(values.data_ptr());
   a.columns = static_cast<const uint16_t*>(columns.data_ptr());
   a.offsets = static_cast<const int32_t*>(offsets.data_ptr());
@@ -87,9 +103,9 @@ Tensor block_linear(const Tensor& x, const Tensor& values, const Tensor& columns
   const BlockMatrix a = view_weight(values, columns, offsets, out_features, in_features);
   const int64_t dims = x.dim();
   STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float,
-                  "sparsekern::block_linear: expected a float32 input on the CPU");
+                  "sparsekern::block_linear: expected a float32 input on the CPU", found(x));
   STD_TORCH_CHECK(dims >= 1 && x.size(dims - 1) == in_features,
-                  "sparsekern::block_linear: expected an input [..., ", in_features, "]");
+                  "sparsekern::block_linear: expected an input [..., ", in_features, "]", found(x));
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
   shape.back() = out_features;
   int64_t tokens = 1;
@@ -112,7 +128,8 @@ Tensor block_linear(const Tensor& x, const Tensor& values, const Tensor& columns
   if (bias.has_value()) {
     STD_TORCH_CHECK(bias->is_cpu() && bias->scalar_type() == ScalarType::Float &&
                         bias->dim() == 1 && bias->size(0) == out_features,
-                    "sparsekern::block_linear: expected a float32 bias [", out_features, "]");
+                    "sparsekern::block_linear: expected a float32 bias [", out_features, "]",
+                    found(*bias));
     dense_bias = bias->is_contiguous() ? *bias : torch::stable::contiguous(*bias);
     call.bias = static_cast<const float*>(dense_bias.data_ptr());
   }

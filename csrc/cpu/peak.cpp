@@ -18,30 +18,33 @@ double now() {
 
 #if defined(__x86_64__)
 // Written in assembly: it measures the machine, so no compiler may improve it. Twelve independent
-// chains cover the latency of two multiply-adds a cycle.
-#define CHAIN(reg) "vfmadd231ps %%" reg "15, %%" reg "14, %%" reg
-#define ROUND(reg) \
-  CHAIN(reg) "0\n" CHAIN(reg) "1\n" CHAIN(reg) "2\n" CHAIN(reg) "3\n" CHAIN(reg) "4\n"    \
-      CHAIN(reg) "5\n" CHAIN(reg) "6\n" CHAIN(reg) "7\n" CHAIN(reg) "8\n" CHAIN(reg) "9\n" \
-          CHAIN(reg) "10\n" CHAIN(reg) "11\n"
+// chains cover the latency of two multiply-adds a cycle. No operand is zero or denormal: a core may
+// treat those apart.
+#define TWELVE(f) \
+  f("0") f("1") f("2") f("3") f("4") f("5") f("6") f("7") f("8") f("9") f("10") f("11")
+#define START(n, reg) "vbroadcastss %1, %%" reg n "\n"
+#define CHAIN(n, reg) "vfmadd231ps %%" reg "15, %%" reg "14, %%" reg n "\n"
+#define START_YMM(n) START(n, "ymm")
+#define CHAIN_YMM(n) CHAIN(n, "ymm")
+#define START_ZMM(n) START(n, "zmm")
+#define CHAIN_ZMM(n) CHAIN(n, "zmm")
+#define CHAINS(start, chain)                                                                       \
+  __asm__ volatile(TWELVE(start) start("14")                                                       \
+                       start("15") "1:\n" TWELVE(chain) "dec %0\njnz 1b\nvzeroupper\n"             \
+                   : "+r"(rounds)                                                                  \
+                   : "m"(one)                                                                      \
+                   : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", \
+                     "xmm9", "xmm10", "xmm11", "xmm14", "xmm15")
 constexpr int64_t kChains = 12;
 
 void chains_avx2(int64_t rounds) {
-  __asm__ volatile("vxorps %%ymm14, %%ymm14, %%ymm14\nvxorps %%ymm15, %%ymm15, %%ymm15\n1:\n" ROUND(
-                       "ymm") "dec %0\njnz 1b\nvzeroupper\n"
-                   : "+r"(rounds)
-                   :
-                   : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
-                     "xmm9", "xmm10", "xmm11", "xmm14", "xmm15");
+  const float one = 1.0f;
+  CHAINS(START_YMM, CHAIN_YMM);
 }
 
 void chains_avx512(int64_t rounds) {
-  __asm__ volatile("vxorps %%zmm14, %%zmm14, %%zmm14\nvxorps %%zmm15, %%zmm15, %%zmm15\n1:\n" ROUND(
-                       "zmm") "dec %0\njnz 1b\nvzeroupper\n"
-                   : "+r"(rounds)
-                   :
-                   : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
-                     "xmm9", "xmm10", "xmm11", "xmm14", "xmm15");
+  const float one = 1.0f;
+  CHAINS(START_ZMM, CHAIN_ZMM);
 }
 #endif
 

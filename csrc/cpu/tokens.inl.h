@@ -7,6 +7,26 @@
 // outputs are collected in `cells` [outputs][tokens] and then transposed into, or onto, row-major
 // y.
 
+// Packs `tokens` <= V::kLanes rows of x into a panel [inputs][width]. Where there is room for more
+// lanes than tokens they repeat the last one: their sums are computed and never stored.
+template <class V>
+SPARSEKERN_INLINE void pack_strip(const float* x, int64_t stride, int tokens, int64_t inputs,
+                                  float* panel, int64_t width) {
+  constexpr int L = V::kLanes;
+  int64_t k = 0;
+  for (; k + L <= inputs; k += L) {
+    typename V::Reg column[L];
+    V::load_transposed(x + k, stride, tokens, column);
+    SPARSEKERN_UNROLL
+    for (int j = 0; j < L; ++j) V::store(panel + (k + j) * width, column[j]);
+  }
+  for (; k < inputs; ++k) {
+    for (int t = 0; t < L; ++t) {
+      panel[k * width + t] = x[(t < tokens ? t : tokens - 1) * stride + k];
+    }
+  }
+}
+
 template <class V, int R, int MV>
 struct TokensStrip {
   using Reg = typename V::Reg;
@@ -116,16 +136,16 @@ struct TokensFamily {
   static constexpr int kLanes = V::kLanes;
   static constexpr int64_t kPanel = kMostVectors * kLanes;
   static constexpr int64_t kQuantum = kLanes;
-  static constexpr int64_t kSlack = kLanes;
-
-  static bool in_place(const BlockMatrix&, const LinearCall&, int64_t, double) { return false; }
 
   // 96 KiB of a panel: a part of L2, which feeds MV loads for R * MV multiply-adds.
-  static int64_t tile_inputs(int64_t tokens) { return 24 * 1024 / (vectors(tokens) * kLanes); }
+  static Reading reading(const BlockMatrix&, const LinearCall&, int64_t tokens, double) {
+    return {false, 24 * 1024 / (vectors(tokens) * kLanes)};
+  }
 
   static int64_t vectors(int64_t tokens) { return ceil_div(tokens, kLanes); }
-  static int64_t panel_floats(int64_t padded, int64_t tokens) {
-    return padded * vectors(tokens) * kLanes;
+  static int64_t row_floats(int64_t) { return 0; }
+  static int64_t panel_floats(int64_t inputs, int64_t tokens) {
+    return inputs * vectors(tokens) * kLanes;
   }
 
   static void pack(const float* x, int64_t stride, int64_t tokens, int64_t inputs, int64_t padded,
@@ -148,8 +168,9 @@ struct TokensFamily {
     }
   }
 
-  static void run(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk,
-                  const float* panel, bool, int64_t tokens, float* y) {
-    run_exact<kMostVectors>(a, call, chunk, panel, tokens, y);
+  // panel: from input `begin` on.
+  static void run(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk, int64_t begin,
+                  const float* panel, int64_t, int64_t tokens, float* y) {
+    run_exact<kMostVectors>(a, call, chunk, panel - begin * vectors(tokens) * kLanes, tokens, y);
   }
 };

@@ -107,7 +107,7 @@ class Expected:
         product, bound = self.product[:tokens], self.bound[:tokens]
         if bias is not None:
             product = product + bias.double()
-            bound = bound * (1 + UNIT) + bias.double().abs() * (bound.shape[-1] and 8 * UNIT)
+            bound = bound * (1 + UNIT) + bias.double().abs() * 8 * UNIT
         wanted = ACTIVATIONS[activation](product)
         if activation in ("gelu", "silu"):
             bound = 1.13 * bound + 1e-6 * product.abs().clamp(min=1)  # 1.13: the steepest slope of both
@@ -238,15 +238,41 @@ def test_many_chunks_of_block_rows(kernel: Kernel) -> None:
 
 
 @every_kernel
-@pytest.mark.parametrize("cols", [1, 3], ids=["rows copied because they alias", "rows padded to whole blocks"])
+@pytest.mark.parametrize(
+    "cols", [1, 3], ids=["rows copied because they do not stay in L1", "rows padded to whole blocks"]
+)
 def test_several_batches_of_tokens(kernel: Kernel, cols: int) -> None:
     """More packed activations than a thread's scratch may hold at once."""
-    shape = (kernel.rows + 1, 8192)
+    shape = (kernel.rows + 1, 1601)
+    weight = Weight.random(shape, kernel.rows, cols, 0.03 if cols == 1 else 0.4)
+    x, bias = torch.randn(3201, shape[1]), torch.randn(shape[0])
+    Expected.of(x, weight).check(weight(x, kernel.name, bias, "relu"), bias, "relu")
+
+
+@every_kernel
+def test_a_packed_tile_for_several_chunks(kernel: Kernel) -> None:
+    weight = Weight.random((1700, 2400), kernel.rows, 1, 0.16)
+    x, bias = torch.randn(27, 2400), torch.randn(1700)
+    Expected.of(x, weight).check(weight(x, kernel.name, bias, "relu"), bias, "relu")
+
+
+@every_kernel
+def test_a_block_larger_than_a_chunk(kernel: Kernel) -> None:
+    cols = 68000 // kernel.rows
+    for inputs in (cols, cols + 1000):
+        weight = Weight.random((kernel.rows + 1, inputs), kernel.rows, cols, 1.0)
+        x = torch.randn(20, inputs)
+        expected = Expected.of(x, weight)
+        for tokens in (1, 20):
+            expected.check(weight(x[:tokens], kernel.name))
+
+
+@every_kernel
+def test_rows_a_multiple_of_4_kib_apart(kernel: Kernel) -> None:
     for density in (0.03, 0.4):
-        weight = Weight.random(shape, kernel.rows, cols, density)
-        x = torch.randn(301, shape[1])
-        bias = torch.randn(shape[0])
-        Expected.of(x, weight).check(weight(x, kernel.name, bias, "relu"), bias, "relu")
+        weight = Weight.random((kernel.rows + 1, 8192), kernel.rows, 1, density)
+        x = torch.randn(61, 8192)
+        Expected.of(x, weight).check(weight(x, kernel.name))
 
 
 @every_kernel
@@ -415,11 +441,12 @@ def test_same_bits_on_any_number_of_threads(kernel: Kernel, tokens: int, threads
 
 @every_kernel
 def test_all_blocks_in_one_row_on_many_threads(kernel: Kernel, threads: None) -> None:
-    """Shares cut by blocks: most of the threads get no row at all."""
-    keep = torch.zeros(9, 3000, dtype=torch.bool)
+    """Shares cut by blocks: most of the threads get no row at all, and there is work for all of them."""
+    inputs = 400_000 // kernel.rows
+    keep = torch.zeros(9, inputs // 8, dtype=torch.bool)
     keep[4] = True
-    weight = Weight.of_blocks((9 * kernel.rows, 3000), kernel.rows, 1, keep)
-    x = torch.randn(40, 3000)
+    weight = Weight.of_blocks((9 * kernel.rows, inputs), kernel.rows, 8, keep)
+    x = torch.randn(40, inputs)
     expected = Expected.of(x, weight)
     torch.set_num_threads(7)
     for tokens in (1, 5, 40):

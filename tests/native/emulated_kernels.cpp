@@ -182,7 +182,7 @@ std::vector<Case> cases_for(const KernelInfo& kernel) {
       add(rows, 1 + inputs % 5, rows, inputs, 1 + inputs % 26, 0.8, inputs % 3);
     }
   }
-  // Several K-tiles; rows 4096 bytes apart; an empty weight; enough work for several threads.
+  // Several K-tiles; rows 4 KiB apart; an empty weight; enough work for several threads.
   for (const int64_t tokens : {1, 5, 13, 16, 50}) {
     for (const double density : {0.0, 0.1, 0.4}) {
       add(kernel.rows, 1, kernel.rows + 3, 3200, tokens, density, 0);
@@ -190,6 +190,10 @@ std::vector<Case> cases_for(const KernelInfo& kernel) {
       add(kernel.rows, 1, kernel.rows, 1000, tokens, density, 24);
     }
   }
+  // Tiles of several chunks, copied and in place; a block that is larger than a chunk.
+  add(kernel.rows, 1, 720, 2400, 13, 0.16, 0);
+  add(kernel.rows, 1, kernel.rows + 1, 8500, 2, 0.4, 0);
+  add(kernel.rows, 68000 / kernel.rows, kernel.rows + 1, 70000 / kernel.rows, 3, 1, 0);
   add(kernel.rows, 1, 6 * kernel.rows + 1, 700, 61, 0.9, 1);
   add(kernel.rows, 2, 40 * kernel.rows, 700, 3, 0.9, 0);
   return cases;

@@ -1,0 +1,28 @@
+// What the file of an instruction set defines its kernels with.
+#pragma once
+
+#include <stdint.h>
+
+#include "core/view.h"
+
+namespace sparsekern {
+
+// The panels that the table promises, and for which scratch is reserved.
+enum KernelPanel : int64_t {
+#define SPARSEKERN_KERNEL(name, isa, rows, multiple, min_tokens, panel) kPanel_##name = panel,
+#include "cpu/kernels.inc"
+#undef SPARSEKERN_KERNEL
+};
+
+}  // namespace sparsekern
+
+// Defines the kernel `name` of the table in the namespace of an instruction set, by its family.
+#define SPARSEKERN_DEFINE(isa, name, ...)                                               \
+  extern "C" void sparsekern_##name(const sparsekern::BlockMatrix* a,                   \
+                                    const sparsekern::LinearCall* call,                 \
+                                    const sparsekern::Share* share) {                   \
+    using namespace sparsekern::isa;                                                    \
+    using Family = __VA_ARGS__;                                                         \
+    static_assert(Family::kPanel == int64_t(sparsekern::kPanel_##name), "kernels.inc"); \
+    run_share<Family>(*a, *call, *share);                                               \
+  }

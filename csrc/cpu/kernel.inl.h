@@ -1,0 +1,7 @@
+// The families of kernels. Included inside an ISA region, once for each ISA namespace.
+// clang-format off: each builds on the ones before it
+#include "cpu/epilogue.inl.h"
+#include "cpu/driver.inl.h"
+#include "cpu/outputs.inl.h"
+#include "cpu/tokens.inl.h"
+// clang-format on
