@@ -3,8 +3,11 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-# Pinned, because an open range would fetch the newest torch with gigabytes of CUDA libraries.
+# Pinned, so that everybody builds and measures with the same one. PyPI's torch for Linux brings CUDA libraries of
+# some gigabytes; without a GPU: make TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH  ?= torch==2.13.0
+TORCH_INDEX ?=
+BENCH_RESULTS ?= build/bench/linear.jsonl
 
 BIN := $(VENV)/bin
 # Conflicts are expected: the demo's data packages stay without their dependencies, as only files of theirs are read.
@@ -61,8 +64,9 @@ types: $(VENV)/.test $(VENV)/.dev build ## check the types, and the stub of the 
 docs: build ## write the generated tables into README.md and docs/
 	$(BIN)/python tools/generate_tables.py
 
-bench: $(VENV)/.bench build ## measure the linear kernels against dense PyTorch
-	$(BIN)/python bench/linear.py
+bench: build ## measure the linear kernels against dense PyTorch
+	$(BIN)/python bench/linear.py --out $(BENCH_RESULTS)
+	$(BIN)/python bench/summarize.py $(BENCH_RESULTS)
 
 clean: ## remove what was built; the virtual environment stays
 	rm -rf build dist sparsekern.egg-info sparsekern/*.so sparsekern/build_info.json $(VENV)/.package
@@ -70,7 +74,8 @@ clean: ## remove what was built; the virtual environment stays
 # Each stamp is one step of the installation; it repeats only when the declared dependencies change.
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) "$(TORCH)" numpy "setuptools>=77" ninja "pybind11>=2.13"
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(PIP) numpy "setuptools>=77" ninja "pybind11>=2.13"
 	@touch $@
 
 $(VENV)/.package: $(VENV)/.torch pyproject.toml setup.py
@@ -84,10 +89,6 @@ $(VENV)/.demo: $(VENV)/.package
 
 $(VENV)/.test: $(VENV)/.demo
 	$(PIP) --no-build-isolation --editable ".[test]"
-	@touch $@
-
-$(VENV)/.bench: $(VENV)/.package
-	$(PIP) --no-build-isolation --editable ".[bench]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.package

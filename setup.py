@@ -154,6 +154,11 @@ def build_native_command() -> type[Command]:
             kind = "sanitize" if os.environ.get("SPARSEKERN_SANITIZE") else "native"
             self.build_temp = str(ROOT / "build" / f"{kind}-{sys.implementation.cache_tag}")
 
+        def run(self) -> None:
+            super().run()
+            if self.inplace:
+                write_record(ROOT)
+
     return BuildNative
 
 
@@ -194,13 +199,17 @@ def plan_build() -> tuple[dict[str, Any], dict[str, Any]]:
 ARGUMENTS, RECORD = plan_build()
 
 
+def write_record(folder: Path) -> None:
+    """Beside the modules below ``folder``; doctor shows it, and benchmarks take the commit from it."""
+    (folder / "sparsekern" / "build_info.json").write_text(json.dumps(RECORD, indent=2) + "\n")
+
+
 class BuildPython(build_py):
     """Ships the build record beside the modules."""
 
     def run(self) -> None:
         super().run()
-        folder = ROOT if self.editable_mode else Path(self.build_lib)
-        (folder / "sparsekern" / "build_info.json").write_text(json.dumps(RECORD, indent=2) + "\n")
+        write_record(ROOT if self.editable_mode else Path(self.build_lib))
 
 
 ARGUMENTS.setdefault("cmdclass", {})["build_py"] = BuildPython

@@ -1,20 +1,15 @@
-"""What every benchmark shares: interleaved timing, the machine's peaks, the environment record.
+"""What every benchmark shares: the machine's peak, the environment record, the results file.
 
-Variants of one case run in turn, in rotating order, so that clock drift and noisy neighbours hit all
-of them; medians are compared. Correctness is checked by the caller before anything is timed.
+Correctness is checked by the caller before anything is timed; ``sparsekern.plan.interleave`` times.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,40 +17,7 @@ import torch
 
 import sparsekern as sk
 from sparsekern._native import native
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Times of one variant in seconds: median, 20th and 80th percentile, number of runs."""
-
-    median: float
-    p20: float
-    p80: float
-    n: int
-
-    @classmethod
-    def of(cls, times: list[float]) -> Sample:
-        fifths = statistics.quantiles(times, n=5)
-        return cls(statistics.median(times), fifths[0], fifths[3], len(times))
-
-    def record(self) -> dict[str, float | int]:
-        return {"median": self.median, "p20": self.p20, "p80": self.p80, "n": self.n}
-
-
-def interleave(variants: dict[str, Callable[[], object]], rounds: int, warm_up: int = 3) -> dict[str, Sample]:
-    """Time the variants in turn, ``rounds`` times, each round starting with another one."""
-    names = list(variants)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(warm_up):
-        for name in names:
-            variants[name]()
-    for turn in range(rounds):
-        start = turn % len(names)
-        for name in names[start:] + names[:start]:
-            before = time.perf_counter()
-            variants[name]()
-            times[name].append(time.perf_counter() - before)
-    return {name: Sample.of(values) for name, values in times.items()}
+from sparsekern.cli import doctor
 
 
 @contextmanager
@@ -78,10 +40,8 @@ def fma_peak(count: int, seconds: float = 0.3) -> float:
 
 
 def environment() -> dict[str, Any]:
-    """The facts without which a number means nothing."""
+    """The facts without which a number means nothing; ``git`` is the commit that the kernels were built from."""
     target = sk.Target.detect()
-    commit = _git("rev-parse", "--short", "HEAD")
-    dirty = bool(_git("status", "--porcelain", "--untracked-files=no", "--", "csrc", "sparsekern", "bench/*.py"))
     return {
         "cpu": _cpu_identity(target.cpu),
         "isa": target.isa,
@@ -89,21 +49,25 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": sys.version.split()[0],
         "sparsekern": sk.__version__,
-        "git": commit + ("+" if dirty else ""),
+        "git": doctor.native_facts().get("git") or "unknown",
         "date": datetime.date.today().isoformat(),
     }
 
 
-def write(records: Iterator[dict[str, Any]], path: Path | None) -> list[dict[str, Any]]:
-    """Append records to a JSON-lines file as they come (so that a killed run keeps its work)."""
-    kept = []
+def write(records: Iterable[dict[str, Any]], line: Callable[[dict[str, Any]], str], path: Path | None) -> None:
+    """Print a line for each record and append it to a JSON-lines file, as they come: a killed run keeps its work."""
     for record in records:
-        kept.append(record)
+        print(line(record), flush=True)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
-    return kept
+
+
+def pair(text: str) -> tuple[int, int]:
+    """Two numbers from the command line, such as ``16x1``."""
+    first, second = text.split("x")
+    return int(first), int(second)
 
 
 def _cpu_identity(name: str) -> str:
@@ -115,13 +79,3 @@ def _cpu_identity(name: str) -> str:
     facts = dict(part.split(":", 1) for part in lines[:12] if ":" in part)
     facts = {key.strip(): value.strip() for key, value in facts.items()}
     return f"{name} (family {facts.get('cpu family', '?')} model {facts.get('model', '?')})"
-
-
-def _git(*arguments: str) -> str:
-    folder = Path(__file__).parent
-    try:
-        return subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

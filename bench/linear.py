@@ -1,9 +1,10 @@
 """Packed linear layers against dense PyTorch: python bench/linear.py --out results.jsonl
 
-For every case: correctness against float64 first, then the faster of eager and compiled dense
-PyTorch and our layer, interleaved. A call is what a user calls, ``layer(x)``: packing of activations,
-tails, bias and output layout are all inside. Share of peak is the non-zero FLOP rate over the
-multiply-add peak measured in the same run; efficiency is speed-up x density.
+For every case: correctness against float64 first; then our layer and the faster of eager and compiled
+dense PyTorch, interleaved. Ten rounds of both before decide which that is; their times are recorded as
+"trials". A call is what a user calls, ``layer(x)``: packing of activations, tails, bias and output
+layout are all inside. The speed-up is the median of the ratios within a round. Share of peak is the
+non-zero FLOP rate over the multiply-add peak measured in the same run; efficiency is speed-up x density.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import environment, fma_peak, interleave, threads, write
+from harness import environment, fma_peak, pair, threads, write
 from torch import Tensor, nn
 
 import sparsekern as sk
 from sparsekern._native import native
-from sparsekern.plan import Request, select
+from sparsekern.plan import Request, interleave, select
 
 SHAPES = ((768, 3072), (3072, 768), (384, 1536), (1536, 384), (4096, 4096))  # (in, out)
 BLOCKS = ((16, 1), (32, 1), (16, 16), (32, 32), (64, 64), (4, 1), (8, 1))
 DENSITIES = (0.5, 0.25, 0.1)
 TOKENS = (1, 128, 512)
+TRIAL_ROUNDS = 10
 
 
 def dense_variants(linear: nn.Linear, x: Tensor, compiled: bool) -> dict[str, Callable[[], object]]:
@@ -65,7 +67,7 @@ def shape_cases(
     linear = nn.Linear(in_features, out_features)
     x = torch.randn(tokens, in_features)
     variants = dense_variants(linear, x, options.compiled)
-    trial = interleave(variants, rounds=10)
+    trial = interleave(variants, TRIAL_ROUNDS)
     baseline = min(trial, key=lambda name: trial[name].median)
     for rows, cols in options.blocks:
         for density in options.densities:
@@ -74,6 +76,7 @@ def shape_cases(
             peak = fma_peak(count, 0.05)
             times = interleave({"dense": variants[baseline], "sparse": partial(layer, x)}, options.rounds)
             dense, sparse = times["dense"], times["sparse"]
+            ratio = dense.over(sparse)
             stored = layer.packed.density
             gflops = 2 * tokens * layer.values.numel() / sparse.median * 1e-9
             request = Request(layer.granularity, (out_features, in_features), torch.float32, "cpu")
@@ -86,13 +89,19 @@ def shape_cases(
                     "threads": count,
                     "dtype": "float32",
                     "granularity": f"{rows}x{cols}",
-                    "density": round(stored, 4),
+                    "density": density,
                     "kernel": select(request).kernel_name(request, tokens),
                 },
                 "t": sparse.record(),
-                "baseline": {"name": baseline, **dense.record()},
-                "speedup": dense.median / sparse.median,
-                "efficiency": dense.median / sparse.median * stored,
+                "baseline": {
+                    "name": baseline,
+                    **dense.record(),
+                    "trials": {name: sample.record() for name, sample in trial.items()},
+                },
+                "ratio": ratio.record(),
+                "stored": stored,
+                "speedup": ratio.median,
+                "efficiency": ratio.median * stored,
                 "gflops": gflops,
                 "peak_gflops": peak,
                 "share_of_peak": gflops / peak,
@@ -114,11 +123,6 @@ def line(record: dict[str, Any]) -> str:
     )
 
 
-def pair(text: str) -> tuple[int, int]:
-    first, second = text.split("x")
-    return int(first), int(second)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
@@ -133,13 +137,7 @@ def main() -> None:
     options = parser.parse_args()
     if native is None:
         parser.error("the native kernels are not installed; python -m sparsekern doctor says why")
-
-    def announced() -> Iterator[dict[str, Any]]:
-        for record in cases(options):
-            print(line(record), flush=True)
-            yield record
-
-    write(announced(), options.out)
+    write(cases(options), line, options.out)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import Sample, environment, fma_peak, interleave, threads, write
+from harness import environment, fma_peak, pair, threads, write
 from torch import Tensor, nn
 
 import sparsekern as sk
 from sparsekern._native import native
 from sparsekern.demo import minilm
+from sparsekern.plan import Sample, interleave
 
 
 def check(model: nn.Module, batch: Tensor) -> float:
@@ -86,7 +87,7 @@ def measure(
     peak = fma_peak(count)
     times = interleave({**dense, **sparse}, options.rounds)
     baseline, best = fastest(times, "dense"), fastest(times, "sparse")
-    speedup = times[baseline].median / times[best].median
+    ratio = times[baseline].over(times[best])
     return {
         "suite": "model",
         "case": {
@@ -96,15 +97,16 @@ def measure(
             "dtype": "float32",
             "granularity": f"{block[0]}x{block[1]}",
             "density": density,
-            "layers": report.sparse,
+            "layers": report.sparse_layers,
             "kernels": sorted({row.kernel for row in report if row.kernel}),
         },
         "variant": best,
         "t": times[best].record(),
         "baseline": {"name": baseline, **times[baseline].record()},
-        "speedup": speedup,
-        "speedup_eager": times["dense eager"].median / times["sparse eager"].median,
-        "efficiency": speedup * density,
+        "ratio": ratio.record(),
+        "speedup": ratio.median,
+        "speedup_eager": times["dense eager"].over(times["sparse eager"]).median,
+        "efficiency": ratio.median * density,
         "variants": {name: sample.record() for name, sample in times.items()},
         "peak_gflops": peak,
         "bytes": [report.bytes_before, report.bytes_after],
@@ -127,11 +129,6 @@ def line(record: dict[str, Any]) -> str:
     )
 
 
-def pair(text: str) -> tuple[int, int]:
-    first, second = text.split("x")
-    return int(first), int(second)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
@@ -146,13 +143,7 @@ def main() -> None:
         parser.error("the native kernels are not installed; python -m sparsekern doctor says why")
     if any(minilm.missing()):
         parser.error("the demo's packages are not installed; python -m sparsekern demo says how")
-
-    def announced() -> Iterator[dict[str, Any]]:
-        for record in cases(options):
-            print(line(record), flush=True)
-            yield record
-
-    write(announced(), options.out)
+    write(cases(options), line, options.out)
 
 
 if __name__ == "__main__":

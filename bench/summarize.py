@@ -1,53 +1,86 @@
-"""A results file as a table: python bench/summarize.py bench/results/HOST/linear.jsonl
+"""A results file of bench/linear.py as tables: python bench/summarize.py results.jsonl
 
-For each block, density, number of tokens and threads: the median and the worst over the shapes.
+One section for each processor, instruction set, version of torch and commit of the kernels in the
+file. First the bars, over all shapes and numbers of tokens: how much of the peak, and how much of what
+was skipped is saved time. Then every number of tokens by itself. Of a case that was measured twice the
+last record counts.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
-import sys
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-Key = tuple[str, float, int, int]
-COLUMNS = ("share_of_peak", "efficiency", "speedup")
+Record = dict[str, Any]
+IDENTITY = ("cpu", "isa", "torch", "git")
 
 
-def group(records: list[dict[str, Any]]) -> dict[Key, list[dict[str, Any]]]:
-    """Records by block, nominal density, tokens and threads; the shapes fall together."""
-    groups: dict[Key, list[dict[str, Any]]] = defaultdict(list)
+def sections(records: Iterable[Record]) -> dict[tuple[str, ...], list[Record]]:
+    """The last record of each case, by what must not be mixed."""
+    found: dict[tuple[str, ...], dict[str, Record]] = defaultdict(dict)
     for record in records:
-        case = record["case"]
-        nominal = min((0.5, 0.25, 0.1), key=lambda d: abs(d - case["density"]))
-        groups[case["granularity"], nominal, case["tokens"], case["threads"]].append(record)
-    return groups
+        identity = tuple(record["env"][fact] for fact in IDENTITY)
+        found[identity][json.dumps(record["case"], sort_keys=True)] = record
+    return {identity: list(cases.values()) for identity, cases in found.items()}
 
 
-def table(records: list[dict[str, Any]]) -> list[str]:
-    """Markdown lines."""
-    lines = [
-        "| block | density | tokens | threads | shapes | share of peak | efficiency | speed-up |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for (block, density, tokens, threads), cases in group(records).items():
-        cells = []
-        for column in COLUMNS:
+def bars(records: Iterable[Record]) -> list[str]:
+    """Markdown lines: share of peak, efficiency and speed-up by block, density and threads; one token apart."""
+
+    def key(case: dict[str, Any]) -> tuple[Any, ...]:
+        return case["granularity"], case["density"], case["threads"], "1" if case["tokens"] == 1 else "> 1"
+
+    return _table("block | density | threads | tokens", records, key)
+
+
+def details(records: Iterable[Record]) -> list[str]:
+    """Markdown lines: the same by number of tokens."""
+
+    def key(case: dict[str, Any]) -> tuple[Any, ...]:
+        return case["granularity"], case["density"], case["threads"], case["tokens"]
+
+    return _table("block | density | threads | tokens", records, key)
+
+
+def _table(names: str, records: Iterable[Record], key: Callable[[dict[str, Any]], tuple[Any, ...]]) -> list[str]:
+    groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
+    for record in records:
+        groups[key(record["case"])].append(record)
+    columns = ("share_of_peak", "efficiency", "speedup")
+    heads = [f"{column.replace('_', ' ')}, {kind}" for column in columns for kind in ("median", "least")]
+    lines = [f"| {names} | cases | {' | '.join(heads)} |"]
+    lines.append("|---" * (names.count("|") + 2 + len(heads)) + "|")
+    for group, cases in groups.items():
+        cells = [*map(str, group), str(len(cases))]
+        for column in columns:
             values = [case[column] for case in cases]
-            cells.append(f"{statistics.median(values):.2f} (worst {min(values):.2f})")
-        lines.append(f"| {block} | {density} | {tokens} | {threads} | {len(cases)} | {' | '.join(cells)} |")
+            cells += [f"{statistics.median(values):.2f}", f"{min(values):.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
+def baselines(records: Iterable[Record]) -> str:
+    """What the dense layer was, and whether anything else was tried."""
+    tried = {name for record in records for name in record["baseline"]["trials"]}
+    return f"dense PyTorch: the fastest of {' and '.join(sorted(tried))}" if len(tried) > 1 else "dense PyTorch: eager"
+
+
 def main() -> None:
-    records = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
-    env = records[0]["env"]
-    peak = statistics.median(r["peak_gflops"] / r["case"]["threads"] for r in records)
-    print(f"{env['cpu']}, {env['isa']}, torch {env['torch']}, commit {env['git']}, {env['date']};")
-    print(f"multiply-add peak {peak:.0f} GFLOP/s a core. Median over the shapes, and the worst of them.\n")
-    print("\n".join(table(records)))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="JSON lines")
+    lines = parser.parse_args().results.read_text().splitlines()
+    for (cpu, isa, torch, git), records in sections(map(json.loads, lines)).items():
+        dates = sorted({record["env"]["date"] for record in records})
+        peak = statistics.median(r["peak_gflops"] / r["case"]["threads"] for r in records)
+        print(f"## {cpu}, {isa}, torch {torch}, kernels of commit {git}\n")
+        print(f"Measured {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; {baselines(records)};")
+        print(f"multiply-add peak {peak:.0f} GFLOP/s a core. Median and least over the cases.\n")
+        print("\n".join([*bars(records), "", *details(records), ""]))
 
 
 if __name__ == "__main__":

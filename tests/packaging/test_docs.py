@@ -3,6 +3,7 @@
 import importlib.util
 import platform
 import re
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
@@ -43,6 +44,11 @@ def test_makefile_installs_the_demo_data_that_doctor_names() -> None:
     from sparsekern.cli.doctor import DEMO_DATA
 
     assert f"DEMO_DATA := {' '.join(DEMO_DATA)}\n" in (ROOT / "Makefile").read_text()
+
+
+def test_make_bench_keeps_its_results() -> None:
+    ran = subprocess.run(["make", "-n", "bench", "BENCH_RESULTS=r.jsonl"], cwd=ROOT, capture_output=True, text=True)
+    assert "bench/linear.py --out r.jsonl" in ran.stdout and "bench/summarize.py r.jsonl" in ran.stdout
 
 
 def test_local_links_lead_somewhere() -> None:

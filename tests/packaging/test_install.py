@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from sparsekern._native import native
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ["setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "csrc", "sparsekern"]
 
@@ -70,6 +72,24 @@ def test_a_required_native_build_fails_in_one_line_without_a_compiler(checkout: 
     assert build.returncode != 0
     assert build.stderr.startswith("sparsekern: SPARSEKERN_REQUIRE_NATIVE is set, but the C++ compiler '/bin/false'")
     assert "Traceback" not in build.stderr
+
+
+TINY = """
+#include <Python.h>
+PyMODINIT_FUNC PyInit__C() { static PyModuleDef def = {PyModuleDef_HEAD_INIT, "_C"}; return PyModule_Create(&def); }
+"""
+
+
+@pytest.mark.skipif(native is None, reason="needs what the native library is built with")
+def test_building_in_place_renews_the_record_of_what_was_built(checkout: Path) -> None:
+    shutil.rmtree(checkout / "csrc")
+    (checkout / "csrc" / "core").mkdir(parents=True)
+    (checkout / "csrc" / "core" / "tiny.cpp").write_text(TINY)
+    record = checkout / "sparsekern" / "build_info.json"
+    record.write_text('{"git": "of the last build"}')
+    built = run("setup.py", "--quiet", "build_ext", "--inplace", cwd=checkout)
+    assert built.returncode == 0, built.stderr
+    assert json.loads(record.read_text())["native"] and "last build" not in record.read_text()
 
 
 def test_source_distribution_holds_the_native_sources(checkout: Path, tmp_path: Path) -> None:

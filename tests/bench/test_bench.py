@@ -1,0 +1,104 @@
+"""The benchmarks run, record what a number needs, and their tables mix nothing."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import sparsekern as sk
+from sparsekern import _native
+from sparsekern.cli import doctor
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+needs_native = pytest.mark.skipif(_native.native is None, reason="no native kernels")
+
+
+def run(script: str, *arguments: object) -> str:
+    ran = subprocess.run([sys.executable, BENCH / script, *map(str, arguments)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few small cases, measured once."""
+    path = tmp_path_factory.mktemp("bench") / "new" / "linear.jsonl"
+    printed = run(
+        "linear.py", "--shapes", "32x48", "48x32", "--tokens", 1, 8, "--blocks", "16x1", "--densities", 0.5,
+        "--threads", 1, "--rounds", 5, "--eager-only", "--out", path,
+    )  # fmt: skip
+    assert len(printed.splitlines()) == 4
+    return path
+
+
+@needs_native
+def test_linear_records_what_a_number_needs(results: Path) -> None:
+    records = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [(r["case"]["in"], r["case"]["tokens"]) for r in records] == [(32, 1), (48, 1), (32, 8), (48, 8)]
+    for record in records:
+        assert record["speedup"] == record["ratio"]["median"] and record["ratio"]["n"] == record["t"]["n"] == 5
+        assert record["efficiency"] == pytest.approx(record["speedup"] * record["stored"])
+        assert 0 < record["share_of_peak"] == pytest.approx(record["gflops"] / record["peak_gflops"])
+        assert record["baseline"]["name"] == "eager" and set(record["baseline"]["trials"]) == {"eager"}
+        assert record["error"] < 1e-5
+        assert record["env"]["git"] == (doctor.native_facts()["git"] or "unknown")
+        assert record["env"]["isa"] == sk.Target.detect().isa
+
+
+@needs_native
+def test_summary_is_made_of_them(results: Path) -> None:
+    printed = run("summarize.py", results)
+    assert printed.count("## ") == 1 and "dense PyTorch: eager" in printed
+    assert "| 16x1 | 0.5 | 1 | > 1 | 2 |" in printed and "| 16x1 | 0.5 | 1 | 8 | 2 |" in printed
+
+
+def test_whole_model_benchmark_explains_itself() -> None:
+    assert "--batch" in run("model.py", "--help")
+
+
+@pytest.fixture
+def summarize() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("summarize", BENCH / "summarize.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def record(isa: str = "avx2", git: str = "abc", density: float = 0.5, inputs: int = 64, **numbers: float) -> dict:
+    return {
+        "env": {"cpu": "a processor", "isa": isa, "torch": "2", "git": git, "date": "2026-01-01"},
+        "case": {"granularity": "16x1", "density": density, "threads": 1, "tokens": 128, "in": inputs},
+        "baseline": {"name": "eager", "trials": {"eager": {}, "compiled": {}}},
+        "share_of_peak": 0.9, "efficiency": 1.0, "speedup": 2.0, **numbers,
+    }  # fmt: skip
+
+
+def test_instruction_sets_and_commits_stay_apart(summarize: ModuleType) -> None:
+    records = [record("avx2"), record("avx512"), record("avx2", git="def"), record("avx2", inputs=65)]
+    found = summarize.sections(records)
+    assert {identity[1::2]: len(cases) for identity, cases in found.items()} == {
+        ("avx2", "abc"): 2, ("avx512", "abc"): 1, ("avx2", "def"): 1,
+    }  # fmt: skip
+    assert "fastest of compiled and eager" in summarize.baselines(records)
+
+
+def test_densities_stay_apart_and_shapes_fall_together(summarize: ModuleType) -> None:
+    records = [record(share_of_peak=s, inputs=n) for n, s in enumerate((0.7, 0.9, 0.8))]
+    _, _, *rows = summarize.bars([*records, record(density=0.4), record(density=0.3)])
+    assert rows == [
+        "| 16x1 | 0.5 | 1 | > 1 | 3 | 0.80 | 0.70 | 1.00 | 1.00 | 2.00 | 2.00 |",
+        "| 16x1 | 0.4 | 1 | > 1 | 1 | 0.90 | 0.90 | 1.00 | 1.00 | 2.00 | 2.00 |",
+        "| 16x1 | 0.3 | 1 | > 1 | 1 | 0.90 | 0.90 | 1.00 | 1.00 | 2.00 | 2.00 |",
+    ]
+    heads, rule, *rows = summarize.details(records)
+    assert heads.count("|") == rule.count("|") == rows[0].count("|")
+
+
+def test_of_a_case_measured_twice_the_last_counts(summarize: ModuleType) -> None:
+    ((_, cases),) = summarize.sections([record(speedup=1.0), record(speedup=2.0)]).items()
+    assert [case["speedup"] for case in cases] == [2.0]
