@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from .layouts import Block, Granularity, parse
@@ -159,9 +160,13 @@ def _(grad: Tensor, x: Tensor, weight: list[Tensor], *rest: Any) -> Tensor:
 
 # ---- autograd ------------------------------------------------------------------------------------
 
+Below = Callable[[Tensor, "Tensor | None", Sequence[Tensor]], Tensor]
+Constants = tuple["str | None", int, int, str]
+"""Granularity (None: blocks, of the size that the values have), out, in and activation."""
+
 
 def _grad_before_activation(grad: Tensor, y: Tensor, activation: str) -> Tensor:
-    """Gradient with respect to ``y``, the output before the activation."""
+    """Gradient with respect to ``y``, the output before the activation, from that after it."""
     if activation == "relu":
         return grad * (y > 0)
     if activation == "gelu":
@@ -169,54 +174,100 @@ def _grad_before_activation(grad: Tensor, y: Tensor, activation: str) -> Tensor:
     return torch.ops.aten.silu_backward(grad, y)
 
 
-def _backward(
-    ctx: Any, grad: Tensor, granularity: str, out_features: int, in_features: int, activation: str
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of input, values and bias; the activation's input is recomputed, not saved."""
-    x, bias, *weight = ctx.saved_tensors
-    shape = (granularity, out_features, in_features)
-    if activation != "none":
-        grad = _grad_before_activation(grad, torch.ops.sparsekern.linear(x, weight, bias, *shape, "none"), activation)
-    want_x, want_values, want_bias = ctx.wanted
-    grad_x = torch.ops.sparsekern.linear_grad_input(grad, weight, *shape) if want_x else None
-    grad_values = torch.ops.sparsekern.linear_grad_values(grad, x, weight, *shape) if want_values else None
-    grad_bias = grad.reshape(-1, out_features).sum(0) if want_bias else None
-    return grad_x, grad_values, grad_bias
+class _SparseLinear(torch.autograd.Function):
+    """``below(x, bias, weight)``, an op without its autograd, with the gradients of ``sparsekern::linear``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, below: Below, constants: Constants, x: Tensor, bias: Tensor | None, *weight: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, bias, *weight)
+        ctx.constants = constants
+        with torch._C._AutoDispatchBelowAutograd():
+            return below(x, bias, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, bias, *weight = ctx.saved_tensors
+        (grad,), (granularity, *sides, activation) = grads, ctx.constants
+        shape = (granularity or _block_spec(weight[0]), *sides)
+        if activation != "none":
+            # The activation's input is recomputed, not saved.
+            y = torch.ops.sparsekern.linear(x, weight, bias, *shape, "none")
+            grad = _grad_before_activation(grad, y, activation)
+        _, _, want_x, want_bias, want_values, *rest = ctx.needs_input_grad
+        grad_x = torch.ops.sparsekern.linear_grad_input(grad, weight, *shape) if want_x else None
+        grad_bias = grad.reshape(-1, sides[0]).sum(0) if want_bias else None
+        grad_values = torch.ops.sparsekern.linear_grad_values(grad, x, weight, *shape) if want_values else None
+        return None, None, grad_x, grad_bias, grad_values, *(None for _ in rest)
 
 
-def _setup_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, granularity, out_features, in_features, activation = inputs
-    ctx.save_for_backward(x, bias, *weight)
-    ctx.wanted = (x.requires_grad, weight[0].requires_grad, bias is not None and bias.requires_grad)
-    ctx.constants = (granularity, out_features, in_features, activation)
-    ctx.tensors = len(weight)
+# Registered by hand: torch.library.register_autograd binds every argument to the schema and flattens every list at
+# each call, which takes several times as long as a small product.
+def _autograd_linear(
+    keys: torch._C.DispatchKeySet,
+    x: Tensor,
+    weight: list[Tensor],
+    bias: Tensor | None,
+    granularity: str,
+    out_features: int,
+    in_features: int,
+    activation: str,
+) -> Tensor:
+    def below(x: Tensor, bias: Tensor | None, weight: Sequence[Tensor]) -> Tensor:
+        op, rest = torch.ops.sparsekern.linear.default, (granularity, out_features, in_features, activation)
+        return op.redispatch(keys & torch._C._after_autograd_keyset, x, weight, bias, *rest)
+
+    return differentiable(below, (granularity, out_features, in_features, activation), x, bias, weight)
 
 
-def _backward_linear(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    grad_x, grad_values, grad_bias = _backward(ctx, grad, *ctx.constants)
-    return grad_x, [grad_values] + [None] * (ctx.tensors - 1), grad_bias, None, None, None, None
+def _autograd_block_linear(
+    keys: torch._C.DispatchKeySet,
+    x: Tensor,
+    values: Tensor,
+    columns: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    in_features: int,
+    activation: str,
+    kernel: str,
+) -> Tensor:
+    def below(x: Tensor, bias: Tensor | None, weight: Sequence[Tensor]) -> Tensor:
+        op, rest = torch.ops.sparsekern.block_linear.default, (out_features, in_features, activation, kernel)
+        return op.redispatch(keys & torch._C._after_autograd_keyset, x, *weight, bias, *rest)
+
+    return differentiable(below, (None, out_features, in_features, activation), x, bias, (values, columns, offsets))
 
 
-def _setup_block_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, columns, offsets, bias, out_features, in_features, activation, _ = inputs
-    ctx.save_for_backward(x, bias, values, columns, offsets)
-    ctx.wanted = (x.requires_grad, values.requires_grad, bias is not None and bias.requires_grad)
-    ctx.constants = (_block_spec(values), out_features, in_features, activation)
+_LIB.impl("linear", _autograd_linear, "Autograd", with_keyset=True)
+_LIB.impl("block_linear", _autograd_block_linear, "Autograd", with_keyset=True)
 
 
-def _backward_block_linear(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    grad_x, grad_values, grad_bias = _backward(ctx, grad, *ctx.constants)
-    return grad_x, grad_values, None, None, grad_bias, None, None, None, None
+def differentiable(
+    below: Below, constants: Constants, x: Tensor, bias: Tensor | None, weight: Sequence[Tensor]
+) -> Tensor:
+    """``below(x, bias, weight)`` without the autograd of what it calls, but with our gradients if any is wanted."""
+    if needs_autograd(x, bias, weight[0]):
+        return _SparseLinear.apply(below, constants, x, bias, *weight)  # type: ignore[no-untyped-call]
+    with torch._C._AutoDispatchBelowAutograd():
+        return below(x, bias, weight)
+
+
+def needs_autograd(x: Tensor, bias: Tensor | None, values: Tensor) -> bool:
+    """Whether a product is to be differentiated."""
+    if torch.is_grad_enabled() and (
+        x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        return True
+    # Forward mode is refused by autograd; below it the tangents would silently be lost.
+    return forward_ad._current_level >= 0
 
 
 def _refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
     raise NotImplementedError("sparsekern: no second derivatives; call densify_ first if you need them")
 
 
-torch.library.register_autograd("sparsekern::linear", _backward_linear, setup_context=_setup_linear, lib=_LIB)
-torch.library.register_autograd(
-    "sparsekern::block_linear", _backward_block_linear, setup_context=_setup_block_linear, lib=_LIB
-)
 for _op in ("linear_grad_input", "linear_grad_values"):
     torch.library.register_autograd(f"sparsekern::{_op}", _refuse_double_backward, lib=_LIB)
 

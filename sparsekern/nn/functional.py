@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..layouts import Granularity, PackedWeight
-from ..ops import check_linear
+from ..ops import check_linear, differentiable, needs_autograd
 from ..plan import Backend, Request, select
 
 
@@ -65,11 +65,22 @@ def run_linear(
     if torch._C._is_any_autocast_enabled() and _in_autocast(x):
         with torch.autocast(x.device.type, enabled=False):
             return backend.linear(x, granularity, shape, tensors, bias, activation)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+    # Compilers and function transforms look for the op; inference mode has no autograd to go past.
+    if (
+        torch.compiler.is_compiling()
+        or torch.is_inference_mode_enabled()
+        or torch._C._are_functorch_transforms_active()
+    ):
         return backend.linear(x, granularity, shape, tensors, bias, activation)
-    # Under no_grad: the autograd layer of our ops is written in Python, and takes longer than a small product.
-    with torch._C._AutoDispatchBelowAutograd():
+    # The op's own autograd is Python behind the dispatcher, which takes as long as a small product.
+    if not needs_autograd(x, bias, tensors[0]):
+        with torch._C._AutoDispatchBelowAutograd():
+            return backend.linear(x, granularity, shape, tensors, bias, activation)
+
+    def below(x: Tensor, bias: Tensor | None, tensors: Sequence[Tensor]) -> Tensor:
         return backend.linear(x, granularity, shape, tensors, bias, activation)
+
+    return differentiable(below, (granularity.spec, *shape, activation), x, bias, tensors)
 
 
 def _in_autocast(x: Tensor) -> bool:

@@ -8,6 +8,7 @@ from torch import nn
 
 import sparsekern as sk
 from sparsekern.layouts import Granularity
+from sparsekern.plan import Backend, KernelRecord, Request, register_backend
 
 GRANULARITIES = [sk.Block(16, 1), sk.Block(8, 1), sk.Block(4, 4), sk.Block(3, 2), sk.Unstructured(), sk.Channel()]
 each_granularity = pytest.mark.parametrize("granularity", GRANULARITIES, ids=lambda g: g.label)
@@ -102,3 +103,44 @@ def test_second_derivatives_are_an_error(granularity: Granularity) -> None:
     (grad,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
     with pytest.raises(NotImplementedError, match="no second derivatives; call densify_ first"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("granularity", [sk.Block(16, 1), sk.Unstructured()], ids=lambda g: g.label)
+@pytest.mark.parametrize("grad_mode", [True, False])
+def test_forward_mode_is_an_error_and_no_zero(granularity: Granularity, grad_mode: bool) -> None:
+    layer, _ = pair(granularity, None)
+    x = torch.randn(2, 24)
+    with torch.set_grad_enabled(grad_mode):
+        with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="jvp"):
+            layer(torch.autograd.forward_ad.make_dual(x, x))
+        with pytest.raises(RuntimeError, match="functorch transforms"):
+            torch.func.jvp(layer, (x,), (x,))
+
+
+def test_gradients_do_not_depend_on_the_back_end() -> None:
+    class Plain(Backend):
+        name = "plain"
+
+        def kernels(self) -> list[KernelRecord]:
+            return []
+
+        def refusal(self, request: Request) -> str | None:
+            return None
+
+        def kernel_name(self, request: Request, tokens: int) -> str:
+            return "plain"
+
+        def linear(self, x, granularity, shape, tensors, bias, activation):  # type: ignore[no-untyped-def]
+            parts = dict(zip(granularity.part_names, tensors, strict=True))
+            return torch.relu(nn.functional.linear(x, granularity.unpack(parts, shape), bias))
+
+    layer, dense = pair(sk.Block(8, 1), "relu")
+    register_backend(Plain(), first=True)
+    layer.float()
+    assert layer._backend.name == "plain"
+    x = torch.randn(5, 24)
+    layer(x).sum().backward()
+    dense(x).sum().backward()
+    torch.testing.assert_close(layer.bias.grad, linear_of(dense).bias.grad)
+    expected = layer.granularity.gather(linear_of(dense).weight.grad, layer.packed.parts)
+    torch.testing.assert_close(layer.values.grad, expected)

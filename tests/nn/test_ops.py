@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import sparsekern as sk
 from sparsekern.layouts import Granularity, PackedWeight
@@ -50,6 +51,21 @@ def test_the_ops_of_the_backward_pass_opcheck(op: str) -> None:
     torch.library.opcheck(
         getattr(torch.ops.sparsekern, op).default, (*inputs, packed.tensors, packed.granularity.spec, 40, 24)
     )
+
+
+@pytest.mark.parametrize("granularity", [sk.Block(16, 1), sk.Unstructured()], ids=lambda g: g.label)
+@pytest.mark.parametrize("trained", [True, False])
+def test_tracing_and_vmap_find_the_op(granularity: Granularity, trained: bool) -> None:
+    # Called eagerly a layer goes past the op's own autograd, which these must not notice.
+    bias = nn.Parameter(torch.randn(40), requires_grad=trained)
+    layer, x = sk.SparseLinear(packed_as(granularity), bias), torch.randn(5, 24)
+    y = layer(x)
+    assert y.requires_grad == trained
+    traced = make_fx(layer)(x)
+    assert any(str(node.target).startswith("sparsekern.") for node in traced.graph.nodes)
+    torch.testing.assert_close(traced(x), y)
+    if granularity == sk.Block(16, 1) and not trained:
+        torch.testing.assert_close(torch.vmap(layer)(x), y)
 
 
 @needs_native
