@@ -32,6 +32,16 @@ def registries_as_they_were() -> Iterator[None]:
         known.update(before)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread_where_matrices_are_small(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In demo/ and prune/: they gain nothing from more threads, and lose a lot to busy neighbours."""
+    before = torch.get_num_threads()
+    if request.path.parent.name in ("demo", "prune"):
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once on each instruction set."""
