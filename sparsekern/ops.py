@@ -54,24 +54,47 @@ _APPLY: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def check_linear(
-    x: Tensor, dtype: torch.dtype, bias: Tensor | None, out_features: int, in_features: int, activation: str, what: str
+    x: Tensor, values: Tensor, bias: Tensor | None, shape: tuple[int, int], activation: str, what: str
 ) -> None:
     """Refuse arguments that do not fit a packed weight.
 
+    Args:
+        x: the input, to be ``[..., in]``.
+        values: the packed tensor with the weights.
+        bias: to be ``[out]``, or None.
+        shape: ``(out, in)``.
+        activation: to be one of ``ACTIVATIONS``.
+        what: what errors call the layer or function.
+
     Raises:
-        TypeError: a dtype differs from the weight's.
-        ValueError: a shape differs, or the activation is unknown. Both name ``what``.
+        TypeError: a dtype or device differs from that of the values.
+        ValueError: a shape differs, or the activation is unknown.
     """
+    _check_device(x, values.device, "an input", what)
+    if bias is not None:
+        _check_device(bias, values.device, "a bias", what)
+    dtype = values.dtype
     if x.dtype != dtype:
         raise TypeError(f"{what}: expected an input of {dtype} like the weight, got {x.dtype}; cast one of them")
-    if x.dim() == 0 or x.shape[-1] != in_features:
-        raise ValueError(f"{what}: expected an input [..., {in_features}], got {list(x.shape)}")
-    if bias is not None and (bias.dtype != dtype or bias.shape != (out_features,)):
-        raise ValueError(
-            f"{what}: expected a bias of {dtype} and shape [{out_features}], got {bias.dtype} {list(bias.shape)}"
-        )
+    if x.dim() == 0 or x.shape[-1] != shape[1]:
+        raise ValueError(f"{what}: expected an input [..., {shape[1]}], got {list(x.shape)}")
+    if bias is not None and (bias.dtype != dtype or bias.shape != (shape[0],)):
+        kind = TypeError if bias.dtype != dtype else ValueError
+        raise kind(f"{what}: expected a bias of {dtype} and shape [{shape[0]}], got {bias.dtype} {list(bias.shape)}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"{what}: expected an activation of {', '.join(ACTIVATIONS)}, got {activation!r}")
+
+
+def _check_device(tensor: Tensor, device: torch.device, name: str, what: str) -> None:
+    if tensor.device != device:
+        raise TypeError(f"{what}: expected {name} on {device} like the weight, got {tensor.device}; move one of them")
+
+
+def _check_devices(x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, what: str) -> None:
+    """Raise ``TypeError`` naming ``what`` unless all tensors are where the values are."""
+    for name, tensor in (("an input", x), ("a bias", bias), *(("all packed tensors", part) for part in weight[1:])):
+        if tensor is not None:
+            _check_device(tensor, weight[0].device, name, what)
 
 
 # ---- reference implementations ------------------------------------------------------------------
@@ -87,7 +110,7 @@ def _linear(
     in_features: int,
     activation: str,
 ) -> Tensor:
-    check_linear(x, weight[0].dtype, bias, out_features, in_features, activation, "sparsekern::linear")
+    check_linear(x, weight[0], bias, (out_features, in_features), activation, "sparsekern::linear")
     layout = parse_cached(granularity)
     dense = layout.unpack(_parts(layout, weight), (out_features, in_features))
     return _APPLY[activation](F.linear(x, dense, bias))
@@ -136,8 +159,11 @@ def _block_spec(values: Tensor) -> str:
 # ---- fakes ---------------------------------------------------------------------------------------
 
 
+# One tensor on meta is enough to be sent here, so the devices are checked here too: with an input that has
+# memory, what these return would be uninitialised numbers.
 @torch.library.register_fake("sparsekern::linear", lib=_LIB)
 def _(x: Tensor, weight: list[Tensor], bias: Tensor | None, granularity: str, out_features: int, *rest: Any) -> Tensor:
+    _check_devices(x, weight, bias, "sparsekern::linear")
     return x.new_empty(*x.shape[:-1], out_features)
 
 
@@ -145,6 +171,7 @@ def _(x: Tensor, weight: list[Tensor], bias: Tensor | None, granularity: str, ou
 def _(
     x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor, bias: Tensor | None, out_features: int, *rest: Any
 ) -> Tensor:
+    _check_devices(x, [values, columns, offsets], bias, "sparsekern::block_linear")
     return x.new_empty(*x.shape[:-1], out_features)
 
 

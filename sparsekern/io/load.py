@@ -190,7 +190,7 @@ def _layout(layer: SparseLinear) -> tuple[Granularity, str]:
 def _sparse(layer: nn.Linear | SparseLinear, weight: PackedWeight, name: str, activation: str) -> SparseLinear:
     # Copied, because tensors that were read from a file may still be backed by it.
     parts = {part: tensor.to(_values(layer).device, copy=True) for part, tensor in weight.parts.items()}
-    return sparse_twin(layer, PackedWeight(weight.granularity, weight.shape, parts), name, activation)
+    return sparse_twin(layer, PackedWeight(weight.granularity, weight.shape, parts, weight.verified), name, activation)
 
 
 def _dense(layer: SparseLinear) -> nn.Linear:

@@ -21,11 +21,14 @@ class PackedWeight:
         granularity: which weights were kept or dropped together.
         shape: ``(out, in)`` of the dense weight.
         parts: the packed tensors, named and ordered as ``granularity.part_names``.
+        verified: whether the parts are known to be well formed. Kernels trust their indices, so whoever
+            hands them to one verifies those of any other origin than :func:`pack` first.
     """
 
     granularity: Granularity
     shape: tuple[int, int]
     parts: Parts = field(repr=False)
+    verified: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         # Computes and keeps it: compiled code must find a string there, as torch.compile would turn the
@@ -84,7 +87,7 @@ class PackedWeight:
     def to(self, device: torch.device | str) -> PackedWeight:
         """The same packed weight with its tensors on ``device``."""
         moved = {name: tensor.to(device) for name, tensor in self.parts.items()}
-        return PackedWeight(self.granularity, self.shape, moved)
+        return PackedWeight(self.granularity, self.shape, moved, self.verified)
 
     def verify(self, what: str = "weight") -> None:
         """Check everything that a kernel relies on.
@@ -92,6 +95,9 @@ class PackedWeight:
         Raises:
             ValueError: naming ``what`` and the tensor, what was expected and what was found.
         """
+        names = self.granularity.part_names
+        require(tuple(self.parts) == names, f"{what}: expected the tensors {list(names)}, got {list(self.parts)}")
+        require(self.device.type != "meta", f"{what}: expected tensors with values, got them on the meta device")
         for name, tensor in self.parts.items():
             require(
                 tensor.is_contiguous(), f"{what}.{name}: expected a contiguous tensor, got strides {tensor.stride()}"
@@ -107,6 +113,7 @@ class PackedWeight:
         )
         self.granularity.verify(self.parts, self.shape, what)
         require(bool(self.values.isfinite().all()), f"{what}: the packed values hold NaN or infinity")
+        object.__setattr__(self, "verified", True)
 
 
 def pack(weight: Tensor, granularity: Granularity, mask: Tensor | None = None) -> PackedWeight:
@@ -128,7 +135,8 @@ def pack(weight: Tensor, granularity: Granularity, mask: Tensor | None = None) -
     else:
         check_mask(mask, weight)
     weight = weight.detach()
-    return PackedWeight(granularity, (weight.shape[0], weight.shape[1]), granularity.pack(weight, mask))
+    parts = granularity.pack(weight, mask)
+    return PackedWeight(granularity, (weight.shape[0], weight.shape[1]), parts, verified=True)
 
 
 def check_weight(weight: Tensor, granularity: Granularity, what: str = "weight") -> None:

@@ -86,8 +86,7 @@ def sparsify_(
     replacements: dict[nn.Module, nn.Module] = {}
     for layer in layers:
         if layer.packed is not None:
-            with _naming(layer.site.name):
-                replacements[layer.dense] = sparse_twin(layer.dense, layer.packed, layer.site.name)
+            replacements[layer.dense] = sparse_twin(layer.dense, layer.packed, layer.site.name)
     target = Target.detect()
     report = Report(tuple(layer.row for layer in layers), f"{target.cpu}, {target.isa}, {target.threads} threads")
     replace(model, replacements)

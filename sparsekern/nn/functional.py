@@ -19,7 +19,7 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, activati
         x: ``[..., in]``, any leading dimensions, any strides, the weight's dtype and device. Under
             autocast it is cast to the weight's dtype, and the output has that dtype.
         packed: weight ``[out, in]`` from :func:`sparsekern.pack`.
-        bias: ``[out]``, the weight's dtype.
+        bias: ``[out]``, the weight's dtype and device.
         activation: None, ``"relu"``, ``"gelu"`` (exact) or ``"silu"``, fused into the kernel.
 
     Returns:
@@ -27,28 +27,39 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, activati
         rounding of the dtype.
 
     Raises:
-        TypeError: a dtype or device differs from the weight's.
-        ValueError: a shape does not fit, or the activation is unknown.
+        TypeError: ``packed`` is no packed weight, or a dtype or device differs from the weight's.
+        ValueError: a shape does not fit, the activation is unknown, or ``packed`` is malformed.
     """
     activation = activation or "none"
-    weight = packed.values
-    x = checked_input(x, weight, bias, packed.shape, activation, "linear")
-    backend = select(Request(packed.granularity, packed.shape, weight.dtype, weight.device.type))
+    check_packed(packed, "linear")
+    x = checked_input(x, packed.values, bias, packed.shape, activation, "linear")
+    backend = select(Request(packed.granularity, packed.shape, packed.dtype, packed.device.type))
     return run_linear(backend, x, packed.granularity, packed.shape, packed.tensors, bias, activation)
 
 
+def check_packed(packed: PackedWeight, what: str) -> None:
+    """Refuse what is no packed weight, and one put together by hand that is malformed: kernels trust its indices.
+
+    Raises:
+        TypeError: not a :class:`PackedWeight`.
+        ValueError: what :meth:`PackedWeight.verify` refuses.
+    """
+    if not isinstance(packed, PackedWeight):
+        raise TypeError(
+            f"{what}: packed: expected a PackedWeight, got {type(packed).__name__}; sparsekern.pack makes one"
+        )
+    if not packed.verified:
+        packed.verify(f"{what}: packed")
+
+
 def checked_input(
-    x: Tensor, weight: Tensor, bias: Tensor | None, shape: tuple[int, int], activation: str, what: str
+    x: Tensor, values: Tensor, bias: Tensor | None, shape: tuple[int, int], activation: str, what: str
 ) -> Tensor:
     """``x`` as a back end may take it, or an error that names ``what``; see :func:`linear`."""
-    if x.device != weight.device:
-        raise TypeError(
-            f"{what}: expected an input on {weight.device} like the weight, got {x.device}; move one of them"
-        )
     # A kernel has one dtype. Autocast promises that dtypes need not be minded, so the input follows.
-    if x.dtype != weight.dtype and x.is_floating_point() and _in_autocast(x):
-        x = x.to(weight.dtype)
-    check_linear(x, weight.dtype, bias, shape[0], shape[1], activation, what)
+    if x.dtype != values.dtype and x.is_floating_point() and _in_autocast(x):
+        x = x.to(values.dtype)
+    check_linear(x, values, bias, shape, activation, what)
     return x
 
 

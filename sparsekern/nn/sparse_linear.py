@@ -12,7 +12,7 @@ from ..layouts import Granularity, PackedWeight, pack
 from ..ops import check_linear
 from ..plan import Backend, Request, select
 from ..prune import make_mask
-from .functional import checked_input, run_linear
+from .functional import check_packed, checked_input, run_linear
 
 
 class SparseLinear(nn.Module):
@@ -26,9 +26,13 @@ class SparseLinear(nn.Module):
 
     Args:
         packed: the weight ``[out, in]``.
-        bias: ``[out]`` or None.
+        bias: ``[out]`` or None, the weight's dtype and device.
         activation: None, ``"relu"``, ``"gelu"`` or ``"silu"``, fused.
         name: how errors call this layer.
+
+    Raises:
+        TypeError: ``packed`` is no packed weight; a bias of another dtype or device.
+        ValueError: a bias of another shape, an unknown activation, a malformed ``packed``.
     """
 
     bias: Tensor | None
@@ -41,6 +45,7 @@ class SparseLinear(nn.Module):
         name: str = "SparseLinear",
     ) -> None:
         super().__init__()
+        check_packed(packed, name)
         self.shape = packed.shape
         self.out_features, self.in_features = packed.shape
         self.granularity = packed.granularity
@@ -51,7 +56,7 @@ class SparseLinear(nn.Module):
         own_bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
         self.register_parameter("bias", own_bias)
         probe = packed.values.new_empty(0, self.in_features)
-        check_linear(probe, packed.dtype, own_bias, *self.shape, self.activation, name)
+        check_linear(probe, packed.values, own_bias, self.shape, self.activation, name)
         self._choose_backend()
 
     @classmethod
@@ -107,7 +112,7 @@ class SparseLinear(nn.Module):
     def packed(self) -> PackedWeight:
         """The weight as a :class:`PackedWeight` that shares this layer's tensors."""
         parts = {name: self.get_buffer(name) for name in self.granularity.part_names}
-        return PackedWeight(self.granularity, self.shape, parts)
+        return PackedWeight(self.granularity, self.shape, parts, verified=True)
 
     def to_dense(self) -> nn.Module:
         """The dense layer with the same outputs: an ``nn.Linear``, with its activation behind it."""

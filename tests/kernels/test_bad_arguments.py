@@ -89,6 +89,15 @@ def test_bad_arguments_raise(name: str, change: object, message: str) -> None:
         torch.ops.sparsekern.block_linear(**args)
 
 
+@pytest.mark.parametrize("name", ["x", "values", "columns", "offsets", "bias"])
+def test_a_tensor_on_another_device_raises(name: str) -> None:
+    """One on meta sends the whole call to the fake implementation, whose result has no numbers in it."""
+    args = arguments()
+    args[name] = args[name].to("meta")
+    with pytest.raises(TypeError, match=r"^sparsekern::block_linear: expected .* on (cpu|meta) like the weight"):
+        torch.ops.sparsekern.block_linear(**args)
+
+
 def test_blocks_without_a_kernel_raise() -> None:
     args = {**arguments(), **packed(5, 2)}
     with pytest.raises(RuntimeError, match="no kernel for blocks of 5 rows"):

@@ -276,16 +276,48 @@ def test_a_wrong_input_is_an_error_that_names_the_layer() -> None:
 
 def test_a_wrong_bias_or_activation() -> None:
     packed, x = sparse_layer().packed, torch.randn(3, 24)
-    for bias, activation, text in (
-        (torch.randn(39), None, r"expected a bias of torch.float32 and shape \[40\], got torch.float32 \[39\]"),
-        (torch.randn(40, 1), None, r"got torch.float32 \[40, 1\]"),
-        (torch.randn(40).double(), None, r"got torch.float64 \[40\]"),
-        (None, "tanh", "expected an activation of none, relu, gelu, silu, got 'tanh'"),
+    shape = r"expected a bias of torch.float32 and shape \[40\], got"
+    for bias, activation, error, text in (
+        (torch.randn(39), None, ValueError, rf"{shape} torch.float32 \[39\]"),
+        (torch.randn(40, 1), None, ValueError, rf"{shape} torch.float32 \[40, 1\]"),
+        (torch.randn(40).double(), None, TypeError, rf"{shape} torch.float64 \[40\]"),
+        (torch.zeros(40, device="meta"), None, TypeError, "expected a bias on cpu like the weight, got meta; move"),
+        (None, "tanh", ValueError, "expected an activation of none, relu, gelu, silu, got 'tanh'"),
     ):
-        with pytest.raises(ValueError, match=f"^linear: .*{text}"):
+        with pytest.raises(error, match=f"^linear: .*{text}"):
             sk.linear(x, packed, bias, activation)
-        with pytest.raises(ValueError, match=f"^head: .*{text}"):
+        with pytest.raises(error, match=f"^head: .*{text}"):
             sk.SparseLinear(packed, bias, activation, name="head")
+
+
+def test_a_bias_on_another_device_names_the_layer_and_changes_nothing() -> None:
+    model = nn.Sequential(nn.Linear(32, 32))
+    model[0].bias = nn.Parameter(torch.zeros(32, device="meta"))
+    with pytest.raises(TypeError, match=r"^0: expected a bias on cpu like the weight, got meta; move one of them"):
+        sk.sparsify_(model, sk.Sparse(sk.Block(16, 1), 0.5))
+    assert type(model[0]) is nn.Linear
+
+
+def test_what_is_no_packed_weight() -> None:
+    for make, what in ((lambda w: sk.linear(torch.randn(3, 24), w), "linear"), (sk.SparseLinear, "SparseLinear")):
+        with pytest.raises(TypeError, match=f"^{what}: packed: expected a PackedWeight, got Tensor; sparsekern.pack"):
+            make(torch.randn(40, 24))  # type: ignore[arg-type]
+
+
+@each_granularity
+def test_a_packed_weight_made_by_hand_is_verified_before_a_kernel_reads_it(granularity: Granularity) -> None:
+    good, x = sparse_layer(granularity).packed, torch.randn(3, 24)
+    by_hand = sk.PackedWeight(granularity, (40, 24), dict(good.parts))
+    assert torch.equal(sk.linear(x, by_hand), sk.linear(x, good)) and by_hand.verified
+    index = granularity.part_names[1]
+    for parts in (
+        {**good.parts, index: torch.full_like(good.parts[index], 127)},
+        dict(reversed(good.parts.items())),
+        {name: tensor.to("meta") for name, tensor in good.parts.items()},
+    ):
+        for use in (lambda w: sk.linear(x, w), sk.SparseLinear):
+            with pytest.raises(ValueError, match=r"^(linear|SparseLinear): packed[.:]"):
+                use(sk.PackedWeight(granularity, (40, 24), parts))
 
 
 def test_from_dense_refuses_what_it_cannot_take() -> None:
