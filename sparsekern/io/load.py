@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from ..layouts import Granularity, PackedWeight
+from ..nn.plain import has_hooks
 from ..nn.sparse_linear import SparseLinear
-from ..nn.surgery import Site, find_sites, has_hooks, not_plain, replace, sparse_twin, uncompiled
+from ..nn.surgery import Site, check_unwrapped, find_sites, not_plain, replace, sparse_twin, uncompiled
 from .header import Header, LayerEntry, import_safetensors, parse_header
 from .save import view_of
 
@@ -53,6 +54,8 @@ def load_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
         packed = _packed_weights(model, sites, header, tensors)
         _check_against_model(model, packed, sites, tensors)
         replacements = _replacements(sites, header, packed)
+        if replacements:
+            check_unwrapped(model)
     replace(model, replacements)
     try:
         model.load_state_dict(tensors)

@@ -16,9 +16,10 @@ from ..plan import Request, Target, Timing, refusals, select, time_linear
 from ..prune import calibrated_weights, make_mask
 from ..report import LayerReport, Report
 from .config import Config, Sparse, resolve
+from .plain import has_hooks
 from .probe import count_tokens, undisturbed
 from .sparse_linear import SparseLinear
-from .surgery import Obstacles, Site, dense_twin, find_sites, has_hooks, replace, sparse_twin, uncompiled
+from .surgery import Obstacles, Site, check_unwrapped, dense_twin, find_sites, replace, sparse_twin, uncompiled
 
 MANY_TOKENS = 256
 """Rows of the activation for which a kernel is named where the real number was not observed."""
@@ -43,7 +44,8 @@ def sparsify_(
     Layers that stay dense, with the reason in the report: subclasses of ``nn.Linear`` with a forward
     of their own or more than weight and bias; parametrized layers; layers with hooks, which could
     rely on a dense weight; weights that another module shares; projections that
-    ``nn.MultiheadAttention`` or the fast path of ``nn.TransformerEncoderLayer`` read past the layer.
+    ``nn.MultiheadAttention`` or the fast path of ``nn.TransformerEncoderLayer`` read past the layer;
+    layers that a plain attribute, list, tuple or dict of some module holds as well.
     Layers that are sparse already are left as they are. A module with several names is handled once.
 
     Args:
@@ -64,11 +66,13 @@ def sparsify_(
     Raises:
         TypeError: an argument of the wrong type, or a weight of a dtype that is not packed.
         ValueError: a pattern that matches no layer; NaN in a weight; a granularity larger than the
-            weight; a model that is itself an ``nn.Linear``. Each names the layer.
+            weight; calibration data that is unfit; a model that is itself an ``nn.Linear`` or wrapped in
+            DistributedDataParallel. Each names the layer.
     """
     model = uncompiled(model)
     if filter_fn is not None and not callable(filter_fn):
         raise TypeError(f"filter_fn: expected a function (module, name) -> bool, got {type(filter_fn).__name__}")
+    check_unwrapped(model)
     sites = find_sites(model)
     if sites and sites[0].layer is model and isinstance(model, nn.Linear):
         raise ValueError(
@@ -101,9 +105,11 @@ def densify_(model: nn.Module) -> list[str]:
 
     Raises:
         TypeError: ``model`` is no module.
-        ValueError: the model is itself a sparse layer, or a sparse layer has hooks.
+        ValueError: the model is itself a sparse layer or wrapped in DistributedDataParallel, or a sparse
+            layer has hooks.
     """
     model = uncompiled(model)
+    check_unwrapped(model)
     replacements: dict[nn.Module, nn.Module] = {}
     names = []
     for site in find_sites(model):

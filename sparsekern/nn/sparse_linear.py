@@ -13,6 +13,7 @@ from ..ops import check_linear
 from ..plan import Backend, Request, select
 from ..prune import make_mask
 from .functional import check_packed, checked_input, run_linear
+from .plain import beyond_linear
 
 
 class SparseLinear(nn.Module):
@@ -23,6 +24,10 @@ class SparseLinear(nn.Module):
     and exporting work as for any module. Gradients reach the input, the bias and, after
     ``layer.values.requires_grad_()``, the kept weights. The back end is chosen when the layer is made,
     moved, cast or loaded, not at each call.
+
+    ``weight`` is unpacked at each access: code that reads it works and pays for it, code that writes to
+    it changes nothing. As a buffer, ``values`` is not in ``parameters()``: give it to an optimizer by
+    hand, and train it without DistributedDataParallel, which averages the gradients of Parameters only.
 
     Args:
         packed: the weight ``[out, in]``.
@@ -78,10 +83,13 @@ class SparseLinear(nn.Module):
 
         Raises:
             TypeError: not an ``nn.Linear``.
-            ValueError: both ``sparsity`` and ``mask``, or what :func:`sparsekern.pack` refuses.
+            ValueError: an ``nn.Linear`` that is, does or has more, which would be lost; both
+                ``sparsity`` and ``mask``; what :func:`sparsekern.pack` refuses.
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"SparseLinear.from_dense: expected an nn.Linear, got {type(linear).__name__}")
+        if beyond := beyond_linear(linear):
+            raise ValueError(f"SparseLinear.from_dense: expected a plain nn.Linear, got one that is more: {beyond}")
         if sparsity is not None and mask is not None:
             raise ValueError("SparseLinear.from_dense: give sparsity or mask, not both")
         if sparsity is not None:

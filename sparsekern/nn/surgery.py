@@ -11,18 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..layouts import PackedWeight
+from .plain import beyond_linear
 from .sparse_linear import SparseLinear
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
+_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +25,13 @@ class Site:
         layer: the module.
         names: its fully qualified names, several if it is shared; the first is what it is called.
         owners: the modules that hold it, each with the name it has there.
+        aside: a place that holds it too, but not as a submodule, such as ``"encoder.all"``; None if none does.
     """
 
     layer: nn.Linear | SparseLinear
     names: tuple[str, ...]
     owners: tuple[tuple[nn.Module, str], ...]
+    aside: str | None
 
     @property
     def name(self) -> str:
@@ -67,7 +61,37 @@ def find_sites(model: nn.Module) -> list[Site]:
         for child_name, child in parent._modules.items():
             if isinstance(child, (nn.Linear, SparseLinear)):
                 owners[child].append((parent, child_name))
-    return [Site(layer, tuple(found), tuple(owners[layer])) for layer, found in names.items()]
+    aside = _held_aside(model)
+    return [Site(layer, tuple(found), tuple(owners[layer]), aside.get(layer)) for layer, found in names.items()]
+
+
+def _held_aside(model: nn.Module) -> dict[nn.Module, str]:
+    """Modules that plain attributes hold, themselves or in a list, tuple or dict, and where."""
+    places = {}
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if attribute == "_modules":
+                continue
+            held = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+            for item in held:
+                if isinstance(item, nn.Module):
+                    places[item] = f"{name}.{attribute}".lstrip(".")
+    return places
+
+
+def check_unwrapped(model: nn.Module) -> None:
+    """Refuse to replace layers behind a wrapper that keeps books on the Parameters that it found.
+
+    Raises:
+        ValueError: a part of the model is wrapped for distributed training.
+    """
+    for name, module in model.named_modules():
+        for kind in type(module).__mro__:
+            if kind.__name__ in _WRAPPERS:
+                raise ValueError(
+                    f"{name or 'model'}: is wrapped in {kind.__name__}, which would miss the replaced weights; "
+                    "sparsify or densify the model inside (.module), then wrap it"
+                )
 
 
 class Obstacles:
@@ -89,23 +113,11 @@ class Obstacles:
 
 def not_plain(site: Site) -> str | None:
     """What a dense layer is or has beyond an ``nn.Linear`` that is simply called; None if nothing."""
-    layer = site.layer
-    if isinstance(layer, nn.LazyLinear):
-        return "is not initialised yet; run the model once"
-    if torch.nn.utils.parametrize.is_parametrized(layer):
-        return "has a parametrization; torch.nn.utils.parametrize.remove_parametrizations makes it permanent"
-    if type(layer).forward is not nn.Linear.forward or "forward" in vars(layer):
-        return f"{type(layer).__name__} has a forward of its own"
-    if set(layer._parameters) != {"weight", "bias"}:
-        found = ", ".join(layer._parameters)
-        return f"has the parameters {found}, not weight and bias; torch.nn.utils.prune.remove makes masks permanent"
-    if layer._buffers or layer._modules:
-        return f"holds more than weight and bias: {', '.join(chain(layer._buffers, layer._modules))}"
-    if has_hooks(layer):
-        return "has hooks, which may rely on its weight; remove them first"
-    kind = type(getattr(layer._parameters["weight"], "data", None))
-    if kind is not Tensor:
-        return f"its weight is a {kind.__name__}, not a plain tensor"
+    assert isinstance(site.layer, nn.Linear)
+    if beyond := beyond_linear(site.layer):
+        return beyond
+    if site.aside:
+        return f"is also held by {site.aside}, where it could not be replaced; use nn.ModuleList or nn.ModuleDict"
     for parent, _ in site.owners:
         if isinstance(parent, nn.MultiheadAttention):
             return "nn.MultiheadAttention multiplies with its weight itself"
@@ -115,11 +127,6 @@ def not_plain(site: Site) -> str | None:
                 "call torch.backends.mha.set_fastpath_enabled(False) first"
             )
     return None
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether anybody hooked into a module, so that replacing it would lose something."""
-    return any(getattr(module, hooks, None) for hooks in _HOOKS)
 
 
 def sparse_twin(
