@@ -19,7 +19,7 @@ class Sparse:
         granularity: weights that are kept or dropped together, such as ``Block(16, 1)``.
         sparsity: share of the weights to drop, in [0, 1). None for granularities that imply it.
         criterion: how weights are scored where no calibration data is given.
-        only_if_faster: leave the layer dense where the example inputs show that dense is faster.
+        only_if_faster: leave the layer dense where the example inputs do not show that sparse is faster.
 
     Raises:
         TypeError: an argument of another type.

@@ -34,8 +34,9 @@ def sparsify_(
 ) -> Report:
     """Prune the Linear layers of a model and run them on sparse kernels, in place.
 
-    With ``example_inputs`` each layer is timed, dense against sparse, at the size at which the model
-    calls it, and stays dense where dense is faster. The report says what became of each layer.
+    With ``example_inputs`` each layer is checked and timed, eager dense against sparse, at the size at
+    which the model calls it. It stays dense unless sparse is faster by more than the measurements
+    scatter. The report says what became of each layer.
 
     Nothing is replaced before everything was checked, packed and timed: if this raises, the model is
     as it was. Random states and training flags are left alone; the new layers take over bias
