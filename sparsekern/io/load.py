@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from ..layouts import Granularity, PackedWeight
 from ..nn.plain import has_hooks
-from ..nn.sparse_linear import SparseLinear
+from ..nn.sparse_linear import SparseLinear, empty_dense
 from ..nn.surgery import Site, check_unwrapped, find_sites, not_plain, replace, sparse_twin, uncompiled
 from .header import Header, LayerEntry, import_safetensors, parse_header
 from .save import view_of
@@ -198,8 +197,7 @@ def _sparse(layer: nn.Linear | SparseLinear, weight: PackedWeight, name: str, ac
 
 def _dense(layer: SparseLinear) -> nn.Linear:
     """A dense layer in the place of a sparse one, for a weight still to be loaded."""
-    options = {"device": _values(layer).device, "dtype": _values(layer).dtype}
-    dense = skip_init(nn.Linear, layer.in_features, layer.out_features, bias=False, **options)
+    dense = empty_dense(layer)
     dense.register_parameter("bias", layer._parameters["bias"])
     return dense.train(layer.training)
 

@@ -77,6 +77,6 @@ def _stored(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]
 
 def view_of(tensor: Tensor) -> tuple[Any, ...]:
     """Equal for tensors that are the same elements of the same memory."""
-    if not tensor.numel():
+    if not tensor.numel() or tensor.is_meta:  # no memory to compare
         return (id(tensor),)
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()

@@ -72,7 +72,12 @@ class PackedWeight:
 
     @property
     def density(self) -> float:
-        """Share of the dense weight's places that are stored, in [0, 1]."""
+        """Share of the dense weight's places that are stored, in [0, 1].
+
+        Raises:
+            ValueError: the tensors are on the meta device, without the indices to count.
+        """
+        require(self.device.type != "meta", "density: the packed weight is on the meta device, without values")
         return self.granularity.stored(self.parts, self.shape) / (self.shape[0] * self.shape[1])
 
     @property

@@ -273,7 +273,8 @@ def _facts(packed: PackedWeight, tokens: int) -> dict[str, Any]:
     """What the report says about a packed weight."""
     request = _request(packed)
     kernel = select(request).kernel_name(request, tokens)
-    return {"granularity": packed.granularity.label, "density": packed.density, "kernel": kernel}
+    density = None if packed.device.type == "meta" else packed.density
+    return {"granularity": packed.granularity.label, "density": density, "kernel": kernel}
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from ..layouts import Granularity, PackedWeight, pack
 from ..ops import check_linear
@@ -41,6 +42,8 @@ class SparseLinear(nn.Module):
     """
 
     bias: Tensor | None
+    # Whether the weight of the dense layer that this one stands for was to be trained.
+    _dense_requires_grad = True
 
     def __init__(
         self,
@@ -95,6 +98,7 @@ class SparseLinear(nn.Module):
         if sparsity is not None:
             mask = make_mask(linear.weight, granularity, sparsity)
         layer = cls(pack(linear.weight, granularity, mask), linear.bias)
+        layer._dense_requires_grad = linear.weight.requires_grad
         return layer.train(linear.training)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -112,7 +116,8 @@ class SparseLinear(nn.Module):
     def weight(self) -> Tensor:
         """The dense weight ``[out, in]``, unpacked anew at each access and not connected to gradients.
 
-        For code that asks a layer for its weight, its dtype or its device. To multiply, call the layer.
+        For code that asks a layer for its weight, its dtype or its device. It is a copy: what is written
+        to it is lost, so change ``values``. To multiply, call the layer.
         """
         return self.packed.to_dense().detach()
 
@@ -124,9 +129,8 @@ class SparseLinear(nn.Module):
 
     def to_dense(self) -> nn.Module:
         """The dense layer with the same outputs: an ``nn.Linear``, with its activation behind it."""
-        weight = self.packed.to_dense()
-        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, weight.device, weight.dtype)
-        dense.weight = nn.Parameter(weight)
+        dense = empty_dense(self)
+        dense.weight = nn.Parameter(self.packed.to_dense(), requires_grad=dense.weight.requires_grad)
         if self.bias is not None:
             dense.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
         if self.activation == "none":
@@ -135,21 +139,28 @@ class SparseLinear(nn.Module):
         return nn.Sequential(dense, activation).train(self.training)
 
     def extra_repr(self) -> str:
-        """Shape, granularity and density, for ``print(model)``."""
+        """Shape, granularity and, unless on the meta device, density, for ``print(model)``."""
+        packed = self.packed
+        density = "" if packed.device.type == "meta" else f", density={packed.density:.3g}"
         fused = "" if self.activation == "none" else f", activation={self.activation}"
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"granularity={self.granularity.label}, density={self.packed.density:.3g}{fused}"
+            f"granularity={self.granularity.label}{density}{fused}"
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
         """Every move and cast of a module ends here."""
+        values = self.get_buffer(self.granularity.part_names[0])
 
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             # Module.type(dtype) casts integers too, which would spoil the indices.
-            spoilt = not tensor.is_floating_point() and moved.dtype != tensor.dtype
-            return tensor.to(moved.device) if spoilt else moved
+            if not tensor.is_floating_point() and moved.dtype != tensor.dtype:
+                return tensor.to(moved.device)
+            # What wants gradients must stay a leaf, which Module sees to for Parameters only.
+            if tensor is values and tensor.requires_grad and moved is not tensor:
+                return moved.detach().requires_grad_()
+            return moved
 
         super()._apply(move, recurse)  # type: ignore[no-untyped-call]
         self._choose_backend()
@@ -171,6 +182,7 @@ class SparseLinear(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take packed tensors of any number of blocks, once verified: kernels trust their indices."""
         names = self.granularity.part_names
+        wants_grad = self.get_buffer(names[0]).requires_grad
         found = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
         if found:
             # A partial state is judged together with the tensors that stay.
@@ -182,4 +194,18 @@ class SparseLinear(nn.Module):
                 if own.shape != tensor.shape:
                     self.register_buffer(name, torch.empty_like(tensor, device=own.device, dtype=own.dtype))
         super()._load_from_state_dict(state_dict, prefix, *args)
+        values = self.get_buffer(names[0])
+        if values.requires_grad != wants_grad:
+            self.register_buffer(names[0], values.detach().requires_grad_(wants_grad))
         self._choose_backend()
+
+
+def empty_dense(layer: SparseLinear) -> nn.Linear:
+    """An ``nn.Linear`` of a sparse layer's size, without bias and with a weight still to be filled."""
+    values = layer.get_buffer(layer.granularity.part_names[0])
+    # Not nn.Linear alone: that would draw a weight and so change what the caller's generator gives next.
+    dense = skip_init(
+        nn.Linear, layer.in_features, layer.out_features, bias=False, device=values.device, dtype=values.dtype
+    )
+    dense.weight.requires_grad_(layer._dense_requires_grad or values.requires_grad)
+    return dense

@@ -138,6 +138,10 @@ def sparse_twin(
     """
     sparse = SparseLinear(packed, layer.bias, activation, name)
     sparse.register_parameter("bias", layer._parameters["bias"])
+    if isinstance(layer, nn.Linear):
+        sparse._dense_requires_grad = layer.weight.requires_grad
+    else:
+        sparse._dense_requires_grad = layer._dense_requires_grad
     return sparse.train(layer.training)
 
 

@@ -87,8 +87,8 @@ class LayerReport:
         """The outcome in a few words, such as ``16x1, 75 %, outputs_r16_avx2, 3.1x``."""
         if not self.sparse:
             return f"kept dense: {self.reason}"
-        sparsity = 100 * (1 - (self.density or 0))
-        return ", ".join(filter(None, (self.granularity, f"{sparsity:.3g} %", self.kernel, self.gain, self.reason)))
+        sparsity = "" if self.density is None else f"{100 * (1 - self.density):.3g} %"
+        return ", ".join(filter(None, (self.granularity, sparsity, self.kernel, self.gain, self.reason)))
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,17 @@ def test_a_dense_model_and_a_compiled_one(path: Path) -> None:
     assert type(model.first) is nn.Linear and torch.equal(model(INPUT), saved(INPUT))
 
 
+def test_a_dense_file_into_sparse_layers_of_equal_size(path: Path) -> None:
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
+
+    saved, sparse = model(), model()
+    sk.save(saved, path)
+    sk.sparsify_(sparse, HALF)
+    assert sk.load_(sparse, path) == []
+    assert all(torch.equal(new.weight, old.weight) for new, old in zip(sparse, saved, strict=True))
+
+
 def test_the_file_is_what_the_documentation_says(path: Path) -> None:
     saved = sparse_net()
     sk.save(saved, path)

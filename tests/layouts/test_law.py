@@ -168,6 +168,8 @@ def test_columns_beyond_16_bits() -> None:
 def test_moving_keeps_the_weight() -> None:
     packed = sk.pack(torch.randn(8, 8), sk.Block(4, 1))
     assert packed.to("meta").device.type == "meta"
+    with pytest.raises(ValueError, match="density: the packed weight is on the meta device"):
+        _ = packed.to("meta").density
     assert torch.equal(packed.to("cpu").to_dense(), packed.to_dense())
 
 

@@ -185,6 +185,26 @@ def test_meta_and_back() -> None:
     assert torch.equal(layer(x), y)
 
 
+@each_granularity
+def test_values_that_want_gradients_go_on_wanting_them(granularity: Granularity) -> None:
+    layer, other, x = sparse_layer(granularity, 0.3), sparse_layer(granularity, 0.8), torch.randn(3, 24)
+    layer.values.requires_grad_()
+    for change in (
+        nn.Module.double,
+        lambda m: m.type(torch.float32),
+        lambda m: m.to("cpu"),
+        lambda m: m.load_state_dict(other.state_dict()),
+        lambda m: m.load_state_dict(sparse_layer(granularity, 0.6).state_dict(), assign=True),
+        lambda m: m.to("meta").to_empty(device="cpu").load_state_dict(other.state_dict()),
+    ):
+        change(layer)
+        assert layer.values.is_leaf and layer.values.requires_grad
+        twin = copy.deepcopy(layer)
+        twin(x.to(twin.values.dtype)).sum().backward()
+        assert twin.values.grad is not None
+    assert not other.double().values.requires_grad
+
+
 def test_train_eval_and_printing() -> None:
     dense = nn.Linear(24, 48).eval()
     dense.bias.requires_grad_(False)
@@ -194,6 +214,17 @@ def test_train_eval_and_printing() -> None:
     assert not nn.Sequential(layer).eval()[0].to_dense().training
     assert repr(layer) == ("SparseLinear(in_features=24, out_features=48, bias=True, granularity=16x1, density=0.5)")
     assert "activation=relu" in repr(sk.SparseLinear(layer.packed, activation="relu"))
+    assert repr(layer.to("meta")).endswith("bias=True, granularity=16x1)"), "nothing can be counted there"
+
+
+def test_back_to_dense_draws_no_random_numbers_and_keeps_a_frozen_weight_frozen() -> None:
+    dense = nn.Linear(24, 40)
+    for frozen in (True, False):
+        dense.weight.requires_grad_(not frozen)
+        layer = pickle.loads(pickle.dumps(sk.SparseLinear.from_dense(dense, sk.Block(8, 1), 0.5)))
+        state = torch.get_rng_state()
+        assert layer.to_dense().weight.requires_grad != frozen
+        assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_code_that_asks_for_the_weight_gets_the_dense_one() -> None:

@@ -77,3 +77,24 @@ def test_a_model_wrapped_for_distributed_training_is_refused(tmp_path: Path) -> 
         assert report.sparse_layers == 1
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_a_sparse_layer_on_meta_is_reported_without_a_density() -> None:
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
+    sk.sparsify_(model, {"0": HALF, "1": None})
+    model[0].to("meta")
+    row = sk.sparsify_(model, HALF)["0"]
+    assert row.density is None and row.verdict == f"16x1, {row.kernel}, already sparse"
+    assert isinstance(model[1], sk.SparseLinear)
+
+
+def test_frozen_weights_come_back_frozen(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
+    sk.save(model, tmp_path / "dense")
+    model[0].weight.requires_grad_(False)
+    for back in (sk.densify_, lambda m: sk.load_(m, tmp_path / "dense")):
+        sk.sparsify_(model, HALF)
+        state = torch.get_rng_state()
+        back(model)
+        assert [layer.weight.requires_grad for layer in model] == [False, True]
+        assert torch.equal(torch.get_rng_state(), state)
