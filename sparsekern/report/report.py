@@ -79,8 +79,10 @@ class LayerReport:
             return ""
         spread = self.spread or 0
         clear = abs(self.speedup - 1) > spread
-        text = times(self.speedup) if clear else f"no clear gain ({times(self.speedup)}, spread {spread:.2f})"
-        return f"{text} (noisy: measure again on an idle machine)" if self.noisy else text
+        remarks = [] if clear else [f"{times(self.speedup)}, spread {spread:.2f}"]
+        remarks += ["noisy: measure again on an idle machine"] if self.noisy else []
+        text = times(self.speedup) if clear else "no clear gain"
+        return f"{text} ({'; '.join(remarks)})" if remarks else text
 
     @property
     def verdict(self) -> str:

@@ -37,7 +37,7 @@ def test_verdicts() -> None:
         (0.998, 0.03, "no clear gain (1.00x, spread 0.03)", False),
         (0.93, 0.03, "0.93x", False),
         (2.0, 0.6, "2.0x (noisy: measure again on an idle machine)", True),
-        (1.2, 0.5, "no clear gain (1.20x, spread 0.50) (noisy: measure again on an idle machine)", False),
+        (1.2, 0.5, "no clear gain (1.20x, spread 0.50; noisy: measure again on an idle machine)", False),
         (131.0, 1.0, "131.0x (noisy: measure again on an idle machine)", True),
     ],
 )
