@@ -2,7 +2,7 @@
 
 from .block import Block
 from .channel import Channel
-from .granularity import Granularity, Parts, parse, register, registered, unregister
+from .granularity import Granularity, Parts, parse, register, registered
 from .packed import WEIGHT_DTYPES, PackedWeight, check_mask, check_weight, pack
 from .unstructured import Unstructured
 
@@ -20,5 +20,4 @@ __all__ = [
     "parse",
     "register",
     "registered",
-    "unregister",
 ]

@@ -70,7 +70,7 @@ class Granularity(ABC):
         if sparsity is None:
             raise ValueError(f"{self.label} needs a sparsity in [0, 1): it does not imply one")
         sums = self.group_sums(scores)
-        keep = max(1, round(sums.numel() * (1.0 - sparsity)))
+        keep = max(1, round(sums.numel() * (1.0 - float(sparsity))))
         kept = torch.zeros(sums.numel(), dtype=torch.bool, device=scores.device)
         kept[sums.flatten().topk(keep).indices] = True
         return self.spread(kept.view(sums.shape), (scores.shape[0], scores.shape[1]))
@@ -100,11 +100,6 @@ def register(cls: type[Granularity]) -> type[Granularity]:
     """Class decorator: make a granularity known by its ``kind``."""
     _REGISTRY[cls.kind] = cls
     return cls
-
-
-def unregister(kind: str) -> None:
-    """Forget a granularity, for tests and plug-ins that clean up after themselves."""
-    del _REGISTRY[kind]
 
 
 def registered() -> dict[str, type[Granularity]]:

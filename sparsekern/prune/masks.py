@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 from torch import Tensor
 
 from ..layouts import Granularity, check_weight
@@ -34,7 +36,7 @@ def make_mask(
     return granularity.mask(CRITERIA[criterion](weight), sparsity)
 
 
-def check_sparsity(sparsity: float | None, what: str = "sparsity") -> None:
+def check_sparsity(sparsity: object, what: str = "sparsity") -> None:
     """Refuse a share outside [0, 1); None is left to the granularity."""
-    if sparsity is not None and not (isinstance(sparsity, (int, float)) and 0 <= sparsity < 1):
+    if sparsity is not None and not (isinstance(sparsity, Real) and 0 <= float(sparsity) < 1):
         raise ValueError(f"{what}: expected a share of zeros in [0, 1), got {sparsity!r}")

@@ -1,6 +1,7 @@
 """``verify`` refuses every packed weight with which a kernel could go astray, and names the fault."""
 
 from collections.abc import Callable
+from fractions import Fraction
 
 import pytest
 import torch
@@ -194,6 +195,13 @@ def test_a_block_that_is_none(sides: tuple[object, object]) -> None:
 def test_a_sparsity_outside_its_range(sparsity: object) -> None:
     with pytest.raises(ValueError, match=r"sparsity: expected a share of zeros in \[0, 1\), got"):
         sk.make_mask(torch.randn(SHAPE), sk.Block(2, 1), sparsity)  # type: ignore[arg-type]
+
+
+def test_any_real_number_is_a_sparsity() -> None:
+    numpy, weight = pytest.importorskip("numpy"), torch.randn(SHAPE)
+    half = sk.make_mask(weight, sk.Block(2, 1), 0.5)
+    for number in (numpy.float32(0.5), numpy.float64(0.5), Fraction(1, 2)):
+        assert torch.equal(sk.make_mask(weight, sk.Block(2, 1), number), half)
 
 
 def test_a_mask_without_sparsity_or_with_an_unknown_criterion() -> None:
