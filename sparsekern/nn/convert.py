@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..layouts import PackedWeight, pack
 from ..plan import Request, Target, Timing, refusals, select, time_linear
-from ..prune import calibrated_weights, make_mask
+from ..prune import Calibration, calibrated_weights, make_mask
+from ..prune.watch import call, undisturbed, watched
 from ..report import LayerReport, Report
 from .config import Config, Sparse, resolve
 from .plain import has_hooks
-from .probe import count_tokens, undisturbed
 from .sparse_linear import SparseLinear
 from .surgery import Obstacles, Site, check_unwrapped, dense_twin, find_sites, replace, sparse_twin, uncompiled
 
@@ -30,7 +30,7 @@ def sparsify_(
     config: Config,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
     example_inputs: Any = None,
-    calibration: Iterable[Any] | None = None,
+    calibration: Calibration | Iterable[Any] | None = None,
 ) -> Report:
     """Prune the Linear layers of a model and run them on sparse kernels, in place.
 
@@ -57,9 +57,10 @@ def sparsify_(
             dense.
         example_inputs: what the model is called with: a tensor, a tuple of arguments, or a dict of
             keyword arguments. The model runs once on them, in eval mode without gradients.
-        calibration: batches in the same forms. The kept weights are then chosen and corrected by
-            least squares so that the layers' outputs on these batches change least
-            (``Sparse.criterion`` is not used).
+        calibration: batches in the same forms, or what :class:`sparsekern.prune.Calibration` collected
+            from them on this model, which serves any number of calls. The kept weights are then chosen
+            and corrected by least squares so that the layers' outputs on these batches change least
+            (``Sparse.criterion`` is not used). Layers that no batch reaches stay dense.
 
     Returns:
         The report; ``print`` it.
@@ -197,25 +198,31 @@ def _pack_by_criterion(layers: Iterable[_Layer]) -> None:
                 if weight.device.type == "meta":
                     raise ValueError("weight is on the meta device, without values; load the model first")
                 mask = make_mask(weight, granularity, layer.wanted.sparsity, layer.wanted.criterion)
-                layer.take(pack(weight, granularity, mask))
-                layer.note(reason="not measured: pass example_inputs")
+                packed = pack(weight, granularity, mask)
+                layer.take(packed)
+                layer.note(reason=_remarks(packed, "not measured: pass example_inputs"))
 
 
-def _pack_by_calibration(layers: Iterable[_Layer], model: nn.Module, calibration: Iterable[Any]) -> None:
+def _pack_by_calibration(layers: Iterable[_Layer], model: nn.Module, calibration: Calibration | Iterable[Any]) -> None:
     chosen = {layer.site.name: layer for layer in layers if layer.wanted is not None}
     if not chosen:
         return
     modules = {name: layer.dense for name, layer in chosen.items()}
     wanted = {name: cast(Sparse, layer.wanted) for name, layer in chosen.items()}
-    for name, (weight, mask) in calibrated_weights(model, modules, wanted, calibration).items():
+    found = calibrated_weights(model, modules, wanted, calibration)
+    for name, layer in chosen.items():
+        if name not in found:
+            layer.keep_dense("calibration never reached it")
+            continue
         with _naming(name):
-            chosen[name].take(pack(weight, wanted[name].granularity, mask))
+            weight, mask = found[name]
+            layer.take(pack(weight, wanted[name].granularity, mask))
 
 
 def _drop_slow(layers: Iterable[_Layer], model: nn.Module, example_inputs: Any) -> None:
     """Time each layer as the model calls it, and leave dense what is faster so."""
     chosen = [layer for layer in layers if layer.wanted is not None]
-    seen = count_tokens(model, {layer.site.name: layer.dense for layer in chosen}, example_inputs)
+    seen = _count_tokens(model, {layer.site.name: layer.dense for layer in chosen}, example_inputs)
     stopwatch = _Stopwatch()
     for layer in chosen:
         assert layer.wanted is not None and layer.packed is not None
@@ -226,14 +233,26 @@ def _drop_slow(layers: Iterable[_Layer], model: nn.Module, example_inputs: Any) 
             if layer.wanted.only_if_faster:
                 layer.keep_dense(reason)
             else:
-                layer.note(reason=f"not measured: {reason}")
+                layer.note(reason=_remarks(packed, f"not measured: {reason}"))
             continue
         layer.note(**_facts(packed, max(calls)), **stopwatch.time(layer, packed, calls))
-        why = "; ".join(f"{backend}: {refusal}" for backend, refusal in refusals(_request(packed)).items())
+        why = _remarks(packed)
         if layer.row.pays or not layer.wanted.only_if_faster:
             layer.note(reason=why)
         else:
             layer.keep_dense(f"{layer.row.gain} at this size" + (f" ({why})" if why else ""))
+
+
+def _count_tokens(model: nn.Module, layers: Mapping[str, nn.Linear], inputs: Any) -> dict[str, Counter[int]]:
+    """Run the model once: for each layer, how many of its calls had how many rows of activations."""
+    seen = {name: Counter[int]() for name in layers}
+
+    def count(name: str, x: Tensor) -> None:
+        seen[name][x.numel() // layers[name].in_features] += 1
+
+    with watched(layers, count):
+        call(model, inputs)
+    return seen
 
 
 class _Stopwatch:
@@ -275,6 +294,12 @@ def _facts(packed: PackedWeight, tokens: int) -> dict[str, Any]:
     kernel = select(request).kernel_name(request, tokens)
     density = None if packed.device.type == "meta" else packed.density
     return {"granularity": packed.granularity.label, "density": density, "kernel": kernel}
+
+
+def _remarks(packed: PackedWeight, *more: str) -> str:
+    """Why the back ends with kernels do not serve a packed weight, and what else there is to say about it."""
+    why = [f"{backend}: {refusal}" for backend, refusal in refusals(_request(packed)).items()]
+    return "; ".join([*why, *more])
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from .calibrate import Calibration, InputStatistics
 from .calibrated import calibrated_weights
 from .criteria import CRITERIA
 from .masks import check_sparsity, make_mask
-from .reconstruct import dampen, group_scores, output_error, reconstruct
+from .reconstruct import dampen, group_scores, reconstruct
 
 __all__ = [
     "CRITERIA",
@@ -15,6 +15,5 @@ __all__ = [
     "dampen",
     "group_scores",
     "make_mask",
-    "output_error",
     "reconstruct",
 ]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .reconstruct import dampen
+from .watch import call, undisturbed, watched
 
 PANEL = 256
 """Rows of a Gram matrix that are computed at once: wide enough for full speed."""
@@ -20,18 +20,20 @@ Progress = Callable[[int, "int | None"], None]
 """Called as ``progress(batches done, batches in all or None where unknown)``."""
 
 
+class SharingError(ValueError):
+    """Layers that shared one matrix went apart, and what it holds cannot be told apart any more."""
+
+
 @dataclass(eq=False)
 class InputStatistics:
     """Second moments of one input that one or several layers read.
 
     Attributes:
         gram: ``X.T @ X``, ``[in, in]`` float32, ``X`` being all tokens that were seen.
-        tokens: rows of ``X``.
         calls: how many calls of a layer were added.
     """
 
     gram: Tensor
-    tokens: int = 0
     calls: int = 0
 
     @property
@@ -51,7 +53,6 @@ class InputStatistics:
         for start in range(0, len(self.gram), PANEL):
             panel = slice(start, start + PANEL)
             self.gram[panel, start:].addmm_(x[:, panel].T, x[:, start:])
-        self.tokens += len(x)
         self.calls += 1
 
     def finish(self) -> None:
@@ -83,8 +84,8 @@ class Calibration:
     ) -> Calibration:
         """Run the model over calibration data and keep the Gram matrix of each layer's input.
 
-        The model runs in eval mode without gradients; its training flags, hooks and weights are
-        afterwards as they were, whatever happens.
+        The model runs in eval mode without gradients; its training flags, hooks and weights, and the
+        random states, are afterwards as they were, whatever happens.
 
         Args:
             model: any module.
@@ -98,8 +99,8 @@ class Calibration:
 
         Raises:
             TypeError: ``inputs`` is a single batch and not an iterable of batches.
-            ValueError: no batches; infinite or NaN inputs of a layer; layers that shared an input in
-                one batch and not in another.
+            SharingError: layers shared an input in one batch and not in another; a ``ValueError``.
+            ValueError: no batches; infinite or NaN inputs of a layer.
         """
         if isinstance(inputs, (Tensor, Mapping)) or not isinstance(inputs, Iterable):
             raise TypeError(
@@ -110,9 +111,11 @@ class Calibration:
             layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         total = len(inputs) if isinstance(inputs, Sized) else None
         done = 0
-        with _watch(model, layers, share) as recorder:
+        recorder = _Recorder(share)
+        # No inference_mode in here: its tensors have no version counter, see _same.
+        with undisturbed(model), watched(layers, recorder.record):
             for batch in inputs:
-                _call(model, batch)
+                call(model, batch)
                 recorder.end_of_batch()
                 done += 1
                 if progress is not None:
@@ -187,7 +190,7 @@ class _Recorder:
         own = self.statistics[name]
         if self.calls.get(name, 0) != own.calls:
             others = [other for other, shared in self.statistics.items() if shared is own and other != name]
-            raise ValueError(
+            raise SharingError(
                 f"{name}: read the same input as {', '.join(others)} at first, but not in a later batch; "
                 "use Calibration.collect(..., share=False)"
             )
@@ -203,39 +206,3 @@ def _same(x: Tensor, other: Tensor, version: int) -> bool:
         and not x.is_inference()
         and x._version == version
     )
-
-
-@contextmanager
-def _watch(model: nn.Module, layers: Mapping[str, nn.Linear], share: bool) -> Iterator[_Recorder]:
-    """Hooks on the layers and eval mode, both undone at the end."""
-    recorder = _Recorder(share)
-
-    def hook(name: str) -> Callable[..., None]:
-        def record(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-            recorder.record(name, args[0] if args else kwargs["input"])
-
-        return record
-
-    training = [(module, module.training) for module in model.modules()]
-    handles = []
-    try:
-        model.eval()
-        for name, layer in layers.items():
-            handles.append(layer.register_forward_pre_hook(hook(name), with_kwargs=True))
-        # Not inference_mode: its tensors have no version counter, see _same.
-        with torch.no_grad():
-            yield recorder
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, flag in training:
-            module.training = flag
-
-
-def _call(model: nn.Module, batch: Any) -> None:
-    if isinstance(batch, Mapping):
-        model(**batch)
-    elif isinstance(batch, (tuple, list)):
-        model(*batch)
-    else:
-        model(batch)

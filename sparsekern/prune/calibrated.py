@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..layouts import Granularity, check_weight
-from .calibrate import Calibration
+from .calibrate import Calibration, SharingError
 from .masks import check_sparsity
 from .reconstruct import group_scores, reconstruct
 
@@ -33,7 +33,8 @@ def calibrated_weights(
     """Masks, and weights that make up for what the masks drop, for several layers of a model.
 
     Every layer is pruned by itself to keep its own outputs on the dense model's inputs, so one
-    :class:`Calibration` serves any number of calls. The model is left as it was.
+    :class:`Calibration` serves any number of calls. The model is left as it was. Batches are run a
+    second time where layers share an input in some of them only; those of an iterator are kept for it.
 
     Args:
         model: the dense model.
@@ -42,18 +43,20 @@ def calibrated_weights(
         calibration: ready statistics, or batches as :meth:`Calibration.collect` takes them.
 
     Returns:
-        For each layer in ``wanted``: weight ``[out, in]`` (zero where dropped, the layer's dtype) and
-        mask (bool, True = kept).
+        For each layer in ``wanted`` that the calibration data reached: weight ``[out, in]`` (zero where
+        dropped, the layer's dtype) and mask (bool, True = kept).
 
     Raises:
         TypeError, ValueError: a weight that its granularity cannot hold, a sparsity outside [0, 1),
-            calibration data that never reached a layer or has another width. Each names the layer.
+            calibration data of another width or too ill-conditioned to solve for weights. Each names
+            the layer.
     """
     for name, want in wanted.items():
         check_weight(layers[name].weight, want.granularity, name)
         check_sparsity(want.sparsity, f"{name}: sparsity")
     if not isinstance(calibration, Calibration):
-        calibration = Calibration.collect(model, calibration, {name: layers[name] for name in wanted})
+        calibration = _collect(model, calibration, {name: layers[name] for name in wanted})
+    wanted = {name: want for name, want in wanted.items() if name in calibration}
     for name in wanted:
         width = len(calibration[name].gram)
         if width != layers[name].in_features:
@@ -62,9 +65,25 @@ def calibrated_weights(
         return {name: _prune(layers[name].weight, calibration, name, want) for name, want in wanted.items()}
 
 
+def _collect(model: nn.Module, batches: Iterable[Any], layers: Mapping[str, nn.Linear]) -> Calibration:
+    """Statistics with what can be shared, or without where a model calls its layers now so, now so."""
+    if isinstance(batches, Iterator):
+        batches = list(batches)
+    try:
+        return Calibration.collect(model, batches, layers)
+    except SharingError:
+        return Calibration.collect(model, batches, layers, share=False)
+
+
 def _prune(weight: Tensor, calibration: Calibration, name: str, want: Wanted) -> tuple[Tensor, Tensor]:
     seen = calibration[name]
     hessian = seen.hessian.to(weight.device)
-    scores = group_scores(weight, hessian, seen.inverse.to(weight.device), want.granularity)
-    mask = want.granularity.mask(scores, want.sparsity)
-    return reconstruct(weight, hessian, mask), mask
+    try:
+        scores = group_scores(weight, hessian, seen.inverse.to(weight.device), want.granularity)
+        mask = want.granularity.mask(scores, want.sparsity)
+        return reconstruct(weight, hessian, mask), mask
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise ValueError(
+            f"{name}: expected calibration inputs whose Gram matrix can be factorised, but {error}; "
+            "use more or other batches, or prune this layer without calibration"
+        ) from error

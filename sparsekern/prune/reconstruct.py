@@ -31,12 +31,6 @@ def dampen(gram: Tensor, damping: float = DAMPING) -> Tensor:
     return hessian
 
 
-def output_error(weight: Tensor, pruned: Tensor, gram: Tensor) -> float:
-    """Squared error of the outputs as a share of their energy: ``|X (V - W).T|^2 / |X W.T|^2``."""
-    change = pruned - weight
-    return float(((change @ gram) * change).sum() / ((weight @ gram) * weight).sum())
-
-
 def reconstruct(weight: Tensor, hessian: Tensor, mask: Tensor) -> Tensor:
     """The weights that follow a mask and keep the layer's outputs best, in the least-squares sense.
 

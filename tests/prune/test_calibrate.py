@@ -36,7 +36,6 @@ def direct(xs):
 def test_gram_equals_the_direct_product():
     data = batches()
     calibration = Calibration.collect(Attention().eval(), data)
-    assert calibration["q"].tokens == sum(x.shape[0] * x.shape[1] for x in data)
     torch.testing.assert_close(calibration["q"].gram.double(), direct(data), rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(calibration["q"].gram, calibration["q"].gram.T, rtol=0, atol=0)
 
@@ -215,3 +214,28 @@ def test_model_is_left_as_it_was(fail):
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+class Merging(nn.Module):
+    """As adapters do: ``train(False)`` changes the weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.drop = nn.Linear(6, 6), nn.Dropout(0.5)
+
+    def train(self, mode=True):
+        if not mode:
+            self.layer.weight.data += 1
+        return super().train(mode)
+
+    def forward(self, x):
+        return self.layer(self.drop(x))
+
+
+def test_eval_mode_is_entered_without_the_train_method():
+    model, data = Merging(), batches(width=6)
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    calibration = Calibration.collect(model, data)
+    assert torch.equal(model.layer.weight, before["layer.weight"]) and model.drop.training
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(calibration["layer"].gram.double(), direct(data), rtol=1e-5, atol=1e-4)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import sparsekern as sk
-from sparsekern.prune import dampen, group_scores, output_error, reconstruct
+from sparsekern.prune import dampen, group_scores, reconstruct
 
 GRANULARITIES = [
     sk.Unstructured(),
@@ -24,6 +24,12 @@ def problem(n=24, k=20, tokens=200, seed=0):
     mix = torch.randn(k, k, generator=generator, dtype=torch.float64)
     x = torch.randn(tokens, k, generator=generator, dtype=torch.float64) @ mix + 0.5
     return x, torch.randn(n, k, generator=generator, dtype=torch.float64)
+
+
+def output_error(weight, pruned, gram):
+    """Squared error of the outputs as a share of their energy."""
+    change = pruned - weight
+    return float(((change @ gram) * change).sum() / ((weight @ gram) * weight).sum())
 
 
 def prune(x, weight, granularity, sparsity):

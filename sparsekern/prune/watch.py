@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -32,35 +31,24 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def count_tokens(model: nn.Module, layers: Mapping[str, nn.Linear], inputs: Any) -> dict[str, Counter[int]]:
-    """Run the model once and see the rows of activations that each layer gets.
+@contextmanager
+def watched(layers: Mapping[str, nn.Linear], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call ``see(name, input)`` before each call of a layer; the hooks are gone afterwards, whatever happens."""
 
-    Args:
-        model: any module; call this within :func:`undisturbed`.
-        layers: the layers to watch, by name.
-        inputs: a tensor, a tuple or list of arguments, or a mapping of keyword arguments.
+    def hook(name: str) -> Callable[..., None]:
+        def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            see(name, args[0] if args else kwargs["input"])
 
-    Returns:
-        For each layer how many of its calls had how many rows.
-    """
-    seen = {name: Counter[int]() for name in layers}
-
-    def watch(name: str) -> Callable[..., None]:
-        def count(layer: nn.Linear, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = args[0] if args else kwargs["input"]
-            seen[name][x.numel() // layer.in_features] += 1
-
-        return count
+        return look
 
     handles = []
     try:
         for name, layer in layers.items():
-            handles.append(layer.register_forward_pre_hook(watch(name), with_kwargs=True))
-        call(model, inputs)
+            handles.append(layer.register_forward_pre_hook(hook(name), with_kwargs=True))
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    return seen
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
