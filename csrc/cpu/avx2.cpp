@@ -22,6 +22,9 @@ SPARSEKERN_DEFINE(avx2, outputs_r8_avx2, OutputsFamily<Vec8, Vec8, 1, 6>)
 SPARSEKERN_DEFINE(avx2, outputs_r4_avx2, OutputsFamily<Vec4, Vec8, 1, 6>)
 SPARSEKERN_DEFINE(avx2, tokens_r8_avx2, TokensFamily<Vec8, 4, 3>)
 SPARSEKERN_DEFINE(avx2, tokens_r4_avx2, TokensFamily<Vec8, 4, 3>)
+SPARSEKERN_DEFINE(avx2, vector_r16_avx2, VectorFamily<Vec8, Vec8, 2>)
+SPARSEKERN_DEFINE(avx2, vector_r8_avx2, VectorFamily<Vec8, Vec8, 1>)
+SPARSEKERN_DEFINE(avx2, vector_r4_avx2, VectorFamily<Vec4, Vec8, 1>)
 
 SPARSEKERN_REGION_END
 #endif

@@ -32,6 +32,9 @@ SPARSEKERN_DEFINE(avx512, outputs_r8_avx512, OutputsFamily<Vec8, Vec16, 1, 12>)
 SPARSEKERN_DEFINE(avx512, outputs_r4_avx512, OutputsFamily<Vec4, Vec16, 1, 12>)
 SPARSEKERN_DEFINE(avx512, tokens_r8_avx512, TokensFamily<Vec16, 8, 3>)
 SPARSEKERN_DEFINE(avx512, tokens_r4_avx512, TokensFamily<Vec16, 4, 3>)
+SPARSEKERN_DEFINE(avx512, vector_r16_avx512, VectorFamily<Vec8, Vec16, 2>)
+SPARSEKERN_DEFINE(avx512, vector_r8_avx512, VectorFamily<Vec8, Vec16, 1>)
+SPARSEKERN_DEFINE(avx512, vector_r4_avx512, VectorFamily<Vec4, Vec16, 1>)
 
 SPARSEKERN_REGION_END
 #endif

@@ -1,4 +1,5 @@
-// The loop nest around every kernel. Included inside an ISA region, once for each ISA namespace.
+// The loop nest around the kernels of several tokens. Included inside an ISA region, once for each
+// ISA namespace.
 //
 //   for a batch of tokens whose share of a K-tile fits the scratch:
 //     for a K-tile:
@@ -90,7 +91,7 @@ static void activate_rows(float* y, int64_t stride, int64_t tokens, int64_t outp
 }
 
 template <class Family>
-static void run_share(const BlockMatrix& a, const LinearCall& call, const Share& share) {
+static void run_panels(const BlockMatrix& a, const LinearCall& call, const Share& share) {
   const int64_t block_columns = a.padded_in_features() / a.cols;
   const int64_t share_rows = share.row_end - share.row_begin;
   int32_t* spans = reinterpret_cast<int32_t*>(share.scratch);

@@ -24,5 +24,5 @@ enum KernelPanel : int64_t {
     using namespace sparsekern::isa;                                                    \
     using Family = __VA_ARGS__;                                                         \
     static_assert(Family::kPanel == int64_t(sparsekern::kPanel_##name), "kernels.inc"); \
-    run_share<Family>(*a, *call, *share);                                               \
+    Family::run_share(*a, *call, *share);                                               \
   }

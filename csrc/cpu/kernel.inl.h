@@ -4,4 +4,5 @@
 #include "cpu/driver.inl.h"
 #include "cpu/outputs.inl.h"
 #include "cpu/tokens.inl.h"
+#include "cpu/vector.inl.h"
 // clang-format on

@@ -233,4 +233,8 @@ struct OutputsFamily {
                   const float* x, int64_t x_stride, int64_t tokens, float* y) {
     run_exact<kMost>(a, call, chunk, x - begin, x_stride, tokens, y);
   }
+
+  static void run_share(const BlockMatrix& a, const LinearCall& call, const Share& share) {
+    run_panels<OutputsFamily>(a, call, share);
+  }
 };

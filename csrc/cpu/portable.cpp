@@ -19,3 +19,6 @@ SPARSEKERN_DEFINE(portable, outputs_r8_portable, OutputsFamily<Vec4, Vec4, 2, 4>
 SPARSEKERN_DEFINE(portable, outputs_r4_portable, OutputsFamily<Vec4, Vec4, 1, 4>)
 SPARSEKERN_DEFINE(portable, tokens_r8_portable, TokensFamily<Vec4, 4, 2>)
 SPARSEKERN_DEFINE(portable, tokens_r4_portable, TokensFamily<Vec4, 4, 2>)
+SPARSEKERN_DEFINE(portable, vector_r16_portable, VectorFamily<Vec4, Vec4, 2>)
+SPARSEKERN_DEFINE(portable, vector_r8_portable, VectorFamily<Vec4, Vec4, 2>)
+SPARSEKERN_DEFINE(portable, vector_r4_portable, VectorFamily<Vec4, Vec4, 1>)

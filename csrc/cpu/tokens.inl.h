@@ -137,9 +137,10 @@ struct TokensFamily {
   static constexpr int64_t kPanel = kMostVectors * kLanes;
   static constexpr int64_t kQuantum = kLanes;
 
-  // 96 KiB of a panel: a part of L2, which feeds MV loads for R * MV multiply-adds.
+  // 192 KiB of a panel, a part of L2, which feeds MV loads for R * MV multiply-adds: partial sums
+  // cost more than what a smaller tile would save.
   static Reading reading(const BlockMatrix&, const LinearCall&, int64_t tokens, double) {
-    return {false, 24 * 1024 / (vectors(tokens) * kLanes)};
+    return {false, 48 * 1024 / (vectors(tokens) * kLanes)};
   }
 
   static int64_t vectors(int64_t tokens) { return ceil_div(tokens, kLanes); }
@@ -172,5 +173,9 @@ struct TokensFamily {
   static void run(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk, int64_t begin,
                   const float* panel, int64_t, int64_t tokens, float* y) {
     run_exact<kMostVectors>(a, call, chunk, panel - begin * vectors(tokens) * kLanes, tokens, y);
+  }
+
+  static void run_share(const BlockMatrix& a, const LinearCall& call, const Share& share) {
+    run_panels<TokensFamily>(a, call, share);
   }
 };
