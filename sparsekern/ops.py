@@ -195,7 +195,8 @@ Constants = tuple["str | None", int, int, str]
 def _grad_before_activation(grad: Tensor, y: Tensor, activation: str) -> Tensor:
     """Gradient with respect to ``y``, the output before the activation, from that after it."""
     if activation == "relu":
-        return grad * (y > 0)
+        # Not a product with 0 or 1, which makes NaN of an infinite gradient that the unit does not pass on.
+        return torch.ops.aten.threshold_backward(grad, y, 0)
     if activation == "gelu":
         return torch.ops.aten.gelu_backward(grad, y)
     return torch.ops.aten.silu_backward(grad, y)

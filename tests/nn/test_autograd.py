@@ -46,6 +46,20 @@ def test_gradients(granularity: Granularity, activation: str | None, leading: tu
 
 
 @each_granularity
+def test_infinite_and_undefined_numbers_pass_a_relu_as_in_torch(granularity: Granularity) -> None:
+    layer, dense = pair(granularity, "relu")
+    infinite = torch.full((8, 40), float("inf"))
+    special = torch.randn(8, 24)
+    special[3, 5] = float("nan")
+    for x, grad in ((torch.randn(8, 24), infinite), (special, torch.randn(8, 40))):
+        layer.zero_grad()
+        dense.zero_grad()
+        layer(x).backward(grad)
+        dense(x).backward(grad)
+        torch.testing.assert_close(layer.bias.grad, linear_of(dense).bias.grad)
+
+
+@each_granularity
 @each_activation
 def test_gradients_by_differences(granularity: Granularity, activation: str | None) -> None:
     layer, _ = pair(granularity, activation)
