@@ -7,7 +7,6 @@ same function for block layouts; native code adds faster implementations of it a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -37,8 +36,6 @@ _LIB.define(
     "linear_grad_values(Tensor grad, Tensor x, Tensor[] weight, str granularity, int out_features,"
     " int in_features) -> Tensor"
 )
-
-parse_cached = lru_cache(maxsize=256)(parse)
 
 
 def _parts(granularity: Granularity, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -111,7 +108,7 @@ def _linear(
     activation: str,
 ) -> Tensor:
     check_linear(x, weight[0], bias, (out_features, in_features), activation, "sparsekern::linear")
-    layout = parse_cached(granularity)
+    layout = parse(granularity)
     dense = layout.unpack(_parts(layout, weight), (out_features, in_features))
     return _APPLY[activation](F.linear(x, dense, bias))
 
@@ -138,16 +135,19 @@ def _block_linear(
 def _linear_grad_input(
     grad: Tensor, weight: list[Tensor], granularity: str, out_features: int, in_features: int
 ) -> Tensor:
-    layout = parse_cached(granularity)
-    return grad @ layout.unpack(_parts(layout, weight), (out_features, in_features))
+    layout = parse(granularity)
+    dense = layout.unpack(_parts(layout, weight), (out_features, in_features))
+    with torch._C._DisableAutocast():
+        return grad @ dense
 
 
 @torch.library.impl(_LIB, "linear_grad_values", "CompositeExplicitAutograd")
 def _linear_grad_values(
     grad: Tensor, x: Tensor, weight: list[Tensor], granularity: str, out_features: int, in_features: int
 ) -> Tensor:
-    layout = parse_cached(granularity)
-    dense = grad.reshape(-1, out_features).T @ x.reshape(-1, in_features)
+    layout = parse(granularity)
+    with torch._C._DisableAutocast():
+        dense = grad.reshape(-1, out_features).T @ x.reshape(-1, in_features)
     return layout.gather(dense, _parts(layout, weight))
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -228,6 +228,28 @@ def test_a_granularity_shows_in_the_kernel_table(
     assert "reference_diagonal" in [record.name for record in sk.kernels()]
     assert cli.main(["kernels", "--json"]) == 0
     assert "reference_diagonal" in [record["name"] for record in json.loads(capsys.readouterr().out)]
+
+
+def test_running_the_definition_again_replaces_it_everywhere() -> None:
+    weight, x = torch.randn(8, 12), torch.randn(3, 12)
+    for width in (1, 2):
+        # As a notebook cell that is edited and run again: here what a band is differs.
+        source = DIAGONAL.replace("// self.width", f"// {width}")
+        namespace: dict[str, Any] = {"__name__": "notebook"}
+        exec(source, namespace)
+        packed = sk.pack(weight, namespace["Diagonal"](2), weight > 0)
+        torch.testing.assert_close(sk.linear(x, packed), x @ packed.to_dense().T)
+
+
+@pytest.mark.parametrize("kind", ["block", "diagonal"])
+def test_a_kind_belongs_to_one_class(kind: str, diagonal: layouts.Granularity) -> None:
+    known = layouts.registered()[kind]
+    other = type("Other", (type(diagonal),), {"kind": kind})
+    with pytest.raises(
+        ValueError, match=f"^Other: expected a kind of its own, got '{kind}', which is .*{known.__name__}"
+    ):
+        layouts.register(other)
+    assert layouts.registered()[kind] is known
 
 
 # ---- a back end is one class ---------------------------------------------------------------------

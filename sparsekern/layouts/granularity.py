@@ -97,7 +97,18 @@ class Granularity(ABC):
 
 
 def register(cls: type[Granularity]) -> type[Granularity]:
-    """Class decorator: make a granularity known by its ``kind``."""
+    """Class decorator: make a granularity known by its ``kind``.
+
+    Raises:
+        ValueError: the kind belongs to another class. Only a new definition of the same class may take its
+            place, as when a notebook cell runs twice.
+    """
+    known = _REGISTRY.get(cls.kind, cls)
+    require(
+        (known.__module__, known.__qualname__) == (cls.__module__, cls.__qualname__),
+        f"{cls.__qualname__}: expected a kind of its own, got {cls.kind!r}, which is "
+        f"{known.__module__}.{known.__qualname__}; choose another kind",
+    )
     _REGISTRY[cls.kind] = cls
     return cls
 
