@@ -96,6 +96,8 @@ def _check_devices(x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, wha
 
 # ---- reference implementations ------------------------------------------------------------------
 
+# An op computes in the dtype of its tensors, as its fake and its kernels do: autocast is for those who call it.
+
 
 @torch.library.impl(_LIB, "linear", "CompositeExplicitAutograd")
 def _linear(
@@ -110,7 +112,8 @@ def _linear(
     check_linear(x, weight[0], bias, (out_features, in_features), activation, "sparsekern::linear")
     layout = parse(granularity)
     dense = layout.unpack(_parts(layout, weight), (out_features, in_features))
-    return _APPLY[activation](F.linear(x, dense, bias))
+    with torch._C._DisableAutocast():
+        return _APPLY[activation](F.linear(x, dense, bias))
 
 
 @torch.library.impl(_LIB, "block_linear", "CompositeExplicitAutograd")

@@ -53,6 +53,28 @@ def test_the_ops_of_the_backward_pass_opcheck(op: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "granularity", [sk.Block(16, 1), sk.Block(3, 2), sk.Unstructured(), sk.Channel()], ids=lambda g: g.label
+)
+def test_autocast_changes_no_bit_of_what_an_op_returns(granularity: Granularity) -> None:
+    packed, x, bias = packed_as(granularity), torch.randn(5, 24), torch.randn(40)
+    shape = (granularity.spec, 40, 24)
+
+    def results() -> list[Tensor]:
+        values = packed.values.detach().requires_grad_()
+        weight, own_x = [values, *packed.tensors[1:]], x.clone().requires_grad_()
+        y = torch.ops.sparsekern.linear(own_x, weight, bias, *shape, "gelu")
+        # The backward too, whose own ops would be called inside autocast.
+        return [y.detach(), *torch.autograd.grad(y.square().sum(), (own_x, values))]
+
+    expected = results()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = results()
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("granularity", [sk.Block(16, 1), sk.Unstructured()], ids=lambda g: g.label)
 @pytest.mark.parametrize("trained", [True, False])
 def test_tracing_and_vmap_find_the_op(granularity: Granularity, trained: bool) -> None:
