@@ -6,6 +6,7 @@ same function for block layouts; native code adds faster implementations of it a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -316,12 +317,18 @@ def _(x_shape: Sequence[int], values_shape: Sequence[int], *rest: Any, **kwargs:
     return _flops(x_shape, values_shape)
 
 
-def _flops(x_shape: Sequence[int], values_shape: Sequence[int]) -> int:
-    """Two operations for each stored weight and token: what the kernels really do."""
-    tokens = 1
-    for side in x_shape[:-1]:
-        tokens *= side
-    stored = 1
-    for side in values_shape:
-        stored *= side
-    return 2 * tokens * stored
+@register_flop_formula(torch.ops.sparsekern.linear_grad_input)
+def _(grad_shape: Sequence[int], weight_shapes: Sequence[Sequence[int]], *rest: Any, **kwargs: Any) -> int:
+    return _flops(grad_shape, weight_shapes[0])
+
+
+@register_flop_formula(torch.ops.sparsekern.linear_grad_values)
+def _(
+    grad_shape: Sequence[int], x_shape: Sequence[int], weight_shapes: Sequence[Sequence[int]], *rest: Any, **kwargs: Any
+) -> int:
+    return _flops(grad_shape, weight_shapes[0])
+
+
+def _flops(rows_shape: Sequence[int], values_shape: Sequence[int]) -> int:
+    """Two operations for each stored weight and token: what a product with the stored weights takes."""
+    return 2 * math.prod(rows_shape[:-1]) * math.prod(values_shape)

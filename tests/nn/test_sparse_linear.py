@@ -261,6 +261,17 @@ def test_flops_are_those_of_the_stored_weights() -> None:
         assert counter.get_total_flops() == 2 * 10 * layer.values.numel() == 2 * 10 * 40 * 24 // 4
 
 
+@each_granularity
+def test_flops_of_the_backward_are_one_product_for_each_gradient(granularity: Granularity) -> None:
+    layer, x = sparse_layer(granularity), torch.randn(2, 5, 24, requires_grad=True)
+    for products, trained in ((1, False), (2, True)):
+        layer.values.requires_grad_(trained)
+        y = layer(x)
+        with FlopCounterMode(display=False) as counter:
+            y.sum().backward()
+        assert counter.get_total_flops() == products * 2 * 10 * layer.values.numel()
+
+
 # ---- autocast ------------------------------------------------------------------------------------
 
 
