@@ -35,7 +35,8 @@ class Block(Granularity):
     part_names: ClassVar[tuple[str, ...]] = ("values", "columns", "offsets")
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.rows, int) and isinstance(self.cols, int) and min(self.rows, self.cols) >= 1):
+        # Not isinstance: True is an int, but its text "True" is none that ``parse`` reads.
+        if not (type(self.rows) is int and type(self.cols) is int and min(self.rows, self.cols) >= 1):
             raise ValueError(f"Block(rows, cols) takes two integers >= 1, got ({self.rows!r}, {self.cols!r})")
 
     @property

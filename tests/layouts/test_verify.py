@@ -185,7 +185,7 @@ def test_a_block_larger_than_the_weight(granularity: sk.Block) -> None:
         sk.pack(torch.randn(SHAPE), granularity)
 
 
-@pytest.mark.parametrize("sides", [(0, 1), (1, 0), (-4, 1), (1.5, 1), ("4", 1), (None, 1)])
+@pytest.mark.parametrize("sides", [(0, 1), (1, 0), (-4, 1), (1.5, 1), ("4", 1), (None, 1), (True, 1)])
 def test_a_block_that_is_none(sides: tuple[object, object]) -> None:
     with pytest.raises(ValueError, match="two integers >= 1"):
         sk.Block(*sides)  # type: ignore[arg-type]
