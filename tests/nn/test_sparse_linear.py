@@ -3,7 +3,6 @@
 import copy
 import io
 import pickle
-import threading
 
 import pytest
 import torch
@@ -233,24 +232,6 @@ def test_code_that_asks_for_the_weight_gets_the_dense_one() -> None:
     assert not layer.weight.requires_grad
     with pytest.raises((AttributeError, KeyError)):
         layer.weight = nn.Parameter(torch.zeros(40, 24))
-
-
-def test_two_threads_share_a_layer() -> None:
-    layer = sk.SparseLinear.from_dense(nn.Linear(256, 256), sk.Block(16, 1), 0.5)
-    inputs = [torch.randn(33, 256), torch.randn(65, 256)]
-    expected = [layer(x) for x in inputs]
-    wrong = []
-
-    def run(x: torch.Tensor, y: torch.Tensor) -> None:
-        with torch.no_grad():
-            wrong.extend(1 for _ in range(100) if not torch.equal(layer(x), y))
-
-    threads = [threading.Thread(target=run, args=pair) for pair in zip(inputs, expected, strict=True)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
 
 
 def test_flops_are_those_of_the_stored_weights() -> None:
