@@ -28,11 +28,17 @@ def apply_isa_limit() -> None:
     """Lower the instruction set to what ``SPARSEKERN_ISA`` names.
 
     Raises:
-        RuntimeError: the variable names a level that does not exist or that this CPU lacks.
+        RuntimeError: the variable names a level that does not exist or that this CPU lacks, or there is no
+            compiled module.
     """
     wanted = os.environ.get(ENV_ISA)
-    if not wanted or native is None:
+    if not wanted:
         return
+    if native is None:
+        raise RuntimeError(
+            f"{ENV_ISA}={wanted}: expected compiled kernels to choose from, but there are none ({failure}); "
+            "python -m sparsekern doctor says how to build them; unset the variable to do without"
+        )
     supported = native.isa_supported()
     if wanted not in supported:
         raise RuntimeError(

@@ -102,6 +102,24 @@ def started_with(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env={**os.environ, "SPARSEKERN_ISA": isa}, capture_output=True, text=True)
 
 
+WITHOUT_LIBRARY = "import sys; sys.modules['sparsekern._C'] = None; "
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx512", "typo"])
+def test_without_a_library_no_instruction_set_is_silently_accepted(isa: str) -> None:
+    # A process of its own: the variable is read when the package is imported.
+    def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", WITHOUT_LIBRARY + code, *arguments]
+        return subprocess.run(command, env={**os.environ, "SPARSEKERN_ISA": isa}, capture_output=True, text=True)
+
+    message = f"SPARSEKERN_ISA={isa}: expected compiled kernels to choose from, but there are none (import of"
+    imported = run("import sparsekern")
+    assert imported.returncode == 1 and f"RuntimeError: {message}" in imported.stderr
+    doctor_code = "sys.argv[0] = '-m'; from sparsekern.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    found = json.loads(run(doctor_code, "doctor", "--json").stdout)
+    assert found["problems"][0].startswith(message) and len(found["problems"]) == 2
+
+
 def test_build_record_is_optional(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(_native, "native", None)
     monkeypatch.setattr(doctor, "BUILD_RECORD", tmp_path / "build_info.json")
