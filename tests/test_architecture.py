@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import sparsekern as sk
 from sparsekern import layouts
 from sparsekern.cli import main as cli
-from sparsekern.plan import Backend, KernelRecord, Request, register_backend, select
+from sparsekern.plan import Backend, KernelRecord, Request, backends, register_backend, select
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(sk.__file__).parent
@@ -315,3 +315,20 @@ def test_back_ends_are_asked_in_order_and_give_reasons() -> None:
     assert select(request).name == before  # registered behind the others
     register_backend(ThrowAway(), first=True)
     assert select(request).name == "throw_away"
+
+
+def test_a_name_belongs_to_one_back_end() -> None:
+    class Other(ThrowAway):
+        name: ClassVar[str] = "cpu"
+
+    before = backends()
+    with pytest.raises(
+        ValueError, match=r"Other: expected a name of its own, got 'cpu', which is .*\.CpuBackend; choose"
+    ):
+        register_backend(Other())
+    assert backends() == before
+    # A notebook cell that runs twice defines the same class anew.
+    register_backend(ThrowAway())
+    again = type("ThrowAway", (ThrowAway,), {"__module__": ThrowAway.__module__})()
+    register_backend(again)
+    assert backends() == [*before, again]

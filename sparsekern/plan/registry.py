@@ -79,21 +79,44 @@ class Backend(ABC):
         bias: Tensor | None,
         activation: str,
     ) -> Tensor:
-        """``activation(x @ W.T + bias)``, with ``W`` packed in ``tensors``."""
+        """``activation(x @ W.T + bias)``, with ``W`` packed in ``tensors``.
+
+        Called with nothing that :meth:`refusal` refuses, outside autocast; gradients are the caller's. Callers
+        have verified the packed tensors, and checked shapes, dtypes and devices with ``ops.check_linear``.
+
+        Args:
+            x: ``[..., in]``, the weight's dtype and device; any leading dimensions and strides, also no tokens.
+            granularity: layout of the weight.
+            shape: ``(out, in)``.
+            tensors: the packed tensors in the order of ``granularity.part_names``.
+            bias: ``[out]``, the weight's dtype and device, any stride; or None.
+            activation: one of ``ops.ACTIVATIONS``.
+
+        Returns:
+            ``[..., out]``, contiguous, of the weight's dtype: new memory.
+        """
 
 
 _BACKENDS: dict[str, Backend] = {}
 
 
 def register_backend(backend: Backend, *, first: bool = False) -> None:
-    """Make a back end available, behind the others or (``first``) before them."""
-    if first:
-        others = dict(_BACKENDS)
-        _BACKENDS.clear()
-        _BACKENDS[backend.name] = backend
-        _BACKENDS.update(others)
-    else:
-        _BACKENDS[backend.name] = backend
+    """Make a back end available, behind the others or (``first``) before them.
+
+    Raises:
+        ValueError: its name is that of another class. Only one of the same class may take its place, as when
+            a notebook cell runs twice.
+    """
+    known, own = type(_BACKENDS.get(backend.name, backend)), type(backend)
+    if (known.__module__, known.__qualname__) != (own.__module__, own.__qualname__):
+        raise ValueError(
+            f"{own.__qualname__}: expected a name of its own, got {backend.name!r}, which is "
+            f"{known.__module__}.{known.__qualname__}; choose another name"
+        )
+    others = {name: other for name, other in _BACKENDS.items() if name != backend.name}
+    this = {backend.name: backend}
+    _BACKENDS.clear()
+    _BACKENDS.update({**this, **others} if first else {**others, **this})
 
 
 def backends() -> list[Backend]:
