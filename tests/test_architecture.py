@@ -265,7 +265,9 @@ class ThrowAway(Backend):
 
     def kernels(self) -> list[KernelRecord]:
         return [
-            KernelRecord("throw_away_16", self.name, "linear", "16 x c", ("float32",), "any", "any", runs_here=True)
+            KernelRecord(
+                "throw_away_16", self.name, "linear", "block", ("float32",), "any", True, rows=16, multiple=False
+            )
         ]
 
     def refusal(self, request: Request) -> str | None:

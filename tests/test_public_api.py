@@ -72,7 +72,8 @@ def test_kernel_records_are_complete() -> None:
     records = sk.kernels()
     assert len({record.name for record in records}) == len(records)
     for record in records:
-        assert all(getattr(record, f.name) not in ("", None, ()) for f in dataclasses.fields(record))
+        assert all(getattr(record, f.name) not in ("", ()) for f in dataclasses.fields(record))
+        assert record.takes and record.tokens
         assert record.runs_here in (True, False)
     target = sk.Target.detect()
     assert target.threads == torch.get_num_threads()

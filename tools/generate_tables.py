@@ -24,30 +24,28 @@ def documents() -> list[Path]:
 def kernel_table() -> str:
     """Every kernel, one line each, whatever this machine can run."""
     columns = ("kernel", "op", "granularity", "weights", "ISA", "tokens")
-    rows = [(f"`{k.name}`", f"`{k.op}`", k.granularity, ", ".join(k.dtypes), k.isa, k.tokens) for k in sk.kernels()]
+    rows = [(f"`{k.name}`", f"`{k.op}`", k.takes, ", ".join(k.dtypes), k.isa, k.tokens) for k in sk.kernels()]
     return _markdown(columns, rows)
 
 
 def support_matrix() -> str:
     """What has a hand-written kernel on which instruction set; the reference back end serves the rest."""
+    records = sk.kernels()
+    # Where one kernel takes all that another takes, such as 16n x c all of 32n x c, its line says it for both.
+    widest = [kernel for kernel in records if not any(_wider(other, kernel) for other in records)]
     isas_of: dict[tuple[str, str], set[str]] = {}
-    for kernel in sk.kernels():
-        isas_of.setdefault((kernel.granularity, ", ".join(kernel.dtypes)), set()).add(kernel.isa)
+    for kernel in widest:
+        isas_of.setdefault((kernel.takes, ", ".join(kernel.dtypes)), set()).add(kernel.isa)
     rows = [
-        (granularity, dtypes, *("kernel" if isa in isas else "reference" for isa in ISAS))
-        for (granularity, dtypes), isas in isas_of.items()
-        if not any(_contains(other, granularity) for other, _ in isas_of)
+        (takes, dtypes, *("kernel" if isa in isas else "reference" for isa in ISAS))
+        for (takes, dtypes), isas in isas_of.items()
     ]
     return _markdown(("granularity", "weights", *ISAS.values()), rows)
 
 
-def _contains(wide: str, narrow: str) -> bool:
-    """Whether blocks of ``narrow``, such as ``32n x c``, are all of ``wide``, such as ``16n x c``."""
-    multiples = [re.fullmatch(r"(\d+)n x c", text) for text in (wide, narrow)]
-    if wide == narrow or None in multiples:
-        return False
-    step, other = (int(found[1]) for found in multiples if found)
-    return other % step == 0
+def _wider(kernel: sk.KernelRecord, other: sk.KernelRecord) -> bool:
+    comparable = (kernel.isa, kernel.granularity) == (other.isa, other.granularity)
+    return comparable and kernel.covers(other) and not other.covers(kernel)
 
 
 TABLES: dict[str, Callable[[], str]] = {"kernels": kernel_table, "support": support_matrix}

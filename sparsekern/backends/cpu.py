@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .._native import failure, native
 from ..layouts import Block, Granularity
+from ..layouts.compressed import MAX_COLUMNS_16_BIT
 from ..plan.registry import Backend, KernelRecord, Request
 
 
@@ -19,9 +21,12 @@ class CpuBackend(Backend):
     name: ClassVar[str] = "cpu"
 
     def kernels(self) -> list[KernelRecord]:
-        if native is None:
-            return []
-        return [KernelRecord(backend=self.name, op="block_linear", dtypes=("float32",), **k) for k in native.kernels()]
+        records: list[KernelRecord] = []
+        for record in map(_record, native.kernels() if native else ()):
+            # The first line that fits is chosen, so an earlier one that takes these blocks ends this one's range.
+            limits = [line.min_tokens for line in records if line.isa == record.isa and line.covers(record)]
+            records.append(replace(record, max_tokens=min(limits) - 1) if limits else record)
+        return records
 
     def refusal(self, request: Request) -> str | None:
         if native is None:
@@ -30,12 +35,18 @@ class CpuBackend(Backend):
             return f"weight is on {request.device}"
         if request.dtype != torch.float32:
             return f"no kernel for {request.dtype}"
-        if not isinstance(request.granularity, Block):
-            return f"no kernel for {request.granularity.label}"
-        return self._native_choice(request, tokens=64)[1]
+        block = request.granularity
+        if not isinstance(block, Block):
+            return f"no kernel for {block.label}"
+        if block.grid(request.shape)[1] > MAX_COLUMNS_16_BIT:
+            return f"more than {MAX_COLUMNS_16_BIT} block columns"
+        # One token asks for the least: no line of the table has an upper limit, so what takes one takes any number.
+        return None if native.choose(block.rows, 1) else f"no kernel for blocks of {block.rows} rows"
 
     def kernel_name(self, request: Request, tokens: int) -> str:
-        return self._native_choice(request, tokens)[0]
+        assert isinstance(request.granularity, Block)
+        # The op handles an input without tokens like one token.
+        return native.choose(request.granularity.rows, max(1, tokens))
 
     def linear(
         self,
@@ -49,12 +60,19 @@ class CpuBackend(Backend):
         values, columns, offsets = tensors
         return torch.ops.sparsekern.block_linear(x, values, columns, offsets, bias, shape[0], shape[1], activation, "")
 
-    @staticmethod
-    def _native_choice(request: Request, tokens: int) -> tuple[str, str | None]:
-        """Kernel name and None, or an empty name and the reason why no kernel takes the block."""
-        block = request.granularity
-        assert isinstance(block, Block)
-        if -(-request.shape[1] // block.cols) > 1 << 16:
-            return "", "more than 65536 block columns"
-        name = native.choose(block.rows, tokens)
-        return name, None if name else f"no kernel for blocks of {block.rows} rows"
+
+def _record(line: dict[str, Any]) -> KernelRecord:
+    """A line of the native table, which spells its numbers ``16n x c`` and ``>= 16``."""
+    rows, tokens = line["granularity"].removesuffix(" x c"), line["tokens"].removeprefix(">= ")
+    return KernelRecord(
+        name=line["name"],
+        backend=CpuBackend.name,
+        op="block_linear",
+        granularity=Block.kind,
+        dtypes=("float32",),
+        isa=line["isa"],
+        runs_here=line["runs_here"],
+        rows=int(rows.removesuffix("n")),
+        multiple=rows.endswith("n"),
+        min_tokens=int(tokens),
+    )

@@ -24,10 +24,9 @@ class ReferenceBackend(Backend):
                 name=f"reference_{kind}",
                 backend=self.name,
                 op="linear",
-                granularity=f"{kind} (any)",
+                granularity=kind,
                 dtypes=dtypes,
                 isa="torch",
-                tokens="any",
                 runs_here=True,
             )
             for kind in registered()

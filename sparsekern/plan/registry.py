@@ -25,11 +25,14 @@ class KernelRecord:
         name: unique name; it spells out orientation, block rows and ISA.
         backend: name of the back end that owns it.
         op: torch op that reaches it.
-        granularity: what it accepts, as text, such as ``16n x c``.
+        granularity: kind of the granularities that it takes, such as ``block``.
         dtypes: names of the weight dtypes.
         isa: instruction set or device architecture.
-        tokens: numbers of tokens (rows of the activation) for which it is chosen.
         runs_here: whether this machine can execute it.
+        rows: rows of a block that it takes.
+        multiple: whether it takes every multiple of ``rows`` too; with 1 it takes whatever there is.
+        min_tokens: fewest tokens (rows of the activation) for which it is chosen.
+        max_tokens: most tokens for which it is chosen; None if there is no limit.
     """
 
     name: str
@@ -38,8 +41,31 @@ class KernelRecord:
     granularity: str
     dtypes: tuple[str, ...]
     isa: str
-    tokens: str
     runs_here: bool
+    rows: int = 1
+    multiple: bool = True
+    min_tokens: int = 0
+    max_tokens: int | None = None
+
+    def covers(self, other: KernelRecord) -> bool:
+        """Whether it takes blocks of all the heights that ``other`` takes."""
+        if self.multiple:
+            return other.rows % self.rows == 0
+        return other.rows == self.rows and not other.multiple
+
+    @property
+    def takes(self) -> str:
+        """The granularities for people, such as ``16n x c``: any multiple of 16 rows, any number of columns."""
+        if self.rows == 1 and self.multiple:
+            return f"{self.granularity} (any)"
+        return f"{self.rows}{'n' if self.multiple else ''} x c"
+
+    @property
+    def tokens(self) -> str:
+        """The numbers of tokens for people, such as ``2 to 15``."""
+        if self.max_tokens is None:
+            return f">= {self.min_tokens}" if self.min_tokens else "any"
+        return f"{self.min_tokens} to {self.max_tokens}" if self.min_tokens < self.max_tokens else f"{self.min_tokens}"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
+import sparsekern as sk
 from sparsekern import _native
 from sparsekern.layouts import Block
 
@@ -40,12 +41,7 @@ class Kernel:
 
 
 def kernels() -> list[Kernel]:
-    found = []
-    for record in _native.native.kernels():
-        if record["runs_here"]:
-            rows = record["granularity"].split(" x ")[0]
-            found.append(Kernel(record["name"], int(rows.rstrip("n")), rows.endswith("n")))
-    return found
+    return [Kernel(r.name, r.rows, r.multiple) for r in sk.kernels() if r.op == "block_linear" and r.runs_here]
 
 
 KERNELS = kernels()

@@ -19,7 +19,7 @@ def request(granularity: object, dtype: torch.dtype = torch.float32, device: str
 def test_native_kernels_serve_their_blocks_on_every_isa(rows: int, isa: str) -> None:
     wanted = request(sk.Block(rows, 1))
     assert select(wanted).name == "cpu" and refusals(wanted) == {}
-    for tokens in (1, 15, 16, 1000):
+    for tokens in (0, 1, 2, 15, 16, 1000):
         name = select(wanted).kernel_name(wanted, tokens)
         assert name in [record.name for record in sk.kernels()] and name.endswith(isa)
 
@@ -56,6 +56,34 @@ def test_the_kernel_table_is_that_of_the_back_ends() -> None:
     assert sk.kernels() == [record for backend in backends() for record in backend.kernels()]
     assert {record.backend for record in sk.kernels()} <= {backend.name for backend in backends()}
     assert all(record.runs_here for record in sk.kernels() if record.backend == "reference")
+
+
+@needs_native
+def test_kernels_are_chosen_for_the_tokens_that_their_records_say(isa: str) -> None:
+    for record in sk.kernels():
+        if record.isa == isa:
+            wanted = request(sk.Block(record.rows, 1))
+            last = record.max_tokens or 10_000
+            chosen = {n: select(wanted).kernel_name(wanted, n) for n in (record.min_tokens, last)}
+            assert set(chosen.values()) == {record.name}
+            if record.max_tokens is not None:
+                assert select(wanted).kernel_name(wanted, last + 1) != record.name
+
+
+def test_numbers_of_a_record_for_people() -> None:
+    def record(**numbers: object) -> plan.KernelRecord:
+        return plan.KernelRecord("k", "b", "linear", "block", ("float32",), "avx2", True, **numbers)  # type: ignore[arg-type]
+
+    assert [record(rows=16).takes, record(rows=8, multiple=False).takes, record().takes] == [
+        "16n x c",
+        "8 x c",
+        "block (any)",
+    ]
+    ranges = [(0, None), (16, None), (1, 1), (2, 15)]
+    assert [record(min_tokens=a, max_tokens=b).tokens for a, b in ranges] == ["any", ">= 16", "1", "2 to 15"]
+    assert record(rows=16).covers(record(rows=32)) and not record(rows=32).covers(record(rows=16))
+    assert record(rows=8).covers(record(rows=8, multiple=False))
+    assert not record(rows=8, multiple=False).covers(record(rows=8))
 
 
 @needs_native
