@@ -65,8 +65,8 @@ def check_linear(
         what: what errors call the layer or function.
 
     Raises:
-        TypeError: a dtype or device differs from that of the values.
-        ValueError: a shape differs, or the activation is unknown.
+        TypeError: the input or the bias has another dtype than the values, or is on another device.
+        ValueError: the input or the bias has another shape, or the activation is unknown.
     """
     _check_device(x, values.device, "an input", what)
     if bias is not None:

@@ -17,14 +17,22 @@ MAX_COLUMNS_16_BIT = 1 << 16
 
 
 def encode_columns(columns: Tensor, limit: int) -> Tensor:
-    """Store column numbers in ``[0, limit)`` as narrowly as their range allows."""
+    """Store column numbers in ``[0, limit)`` as narrowly as their range allows.
+
+    Args:
+        columns: ``[entries]``, integers.
+        limit: number of columns.
+
+    Returns:
+        ``[entries, 2]`` uint8 where 16 bits suffice, else ``[entries]`` int32.
+    """
     if limit > MAX_COLUMNS_16_BIT:
         return columns.to(torch.int32)
     return columns.to(torch.int16).view(torch.uint8).view(-1, 2)
 
 
 def decode_columns(columns: Tensor) -> Tensor:
-    """Column numbers as int64, whatever their storage."""
+    """Column numbers ``[entries]`` as int64, from what :func:`encode_columns` returns."""
     if columns.dtype != torch.uint8:
         return columns.to(torch.int64)
     return columns.flatten().view(torch.int16).to(torch.int64) & 0xFFFF

@@ -66,6 +66,9 @@ class Granularity(ABC):
 
         Returns:
             Bool tensor ``[N, K]``, True = kept. At least one group is kept.
+
+        Raises:
+            ValueError: ``sparsity`` is None, though this granularity does not imply one.
         """
         if sparsity is None:
             raise ValueError(f"{self.label} needs a sparsity in [0, 1): it does not imply one")

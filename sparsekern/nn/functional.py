@@ -27,8 +27,10 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, activati
         rounding of the dtype.
 
     Raises:
-        TypeError: ``packed`` is no packed weight, or a dtype or device differs from the weight's.
-        ValueError: a shape does not fit, the activation is unknown, or ``packed`` is malformed.
+        TypeError: ``packed`` is no packed weight, or ``x`` or ``bias`` has another dtype than the weight or is
+            on another device.
+        ValueError: the shape of ``x`` or ``bias`` does not fit, the activation is unknown, or ``packed`` is
+            malformed.
     """
     activation = activation or "none"
     check_packed(packed, "linear")
