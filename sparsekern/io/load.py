@@ -25,7 +25,9 @@ def load_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
 
     Layers become sparse or dense as they were when saved. Parameters of the model stay the same
     objects, except for the weights of replaced layers. The whole file is checked against the model
-    before anything is changed: if this raises, the model is as it was.
+    before anything is changed: if it does not fit, the model is as it was. Only hooks and other loading
+    code of the model's own can still fail then; all layers are again of the kind that they were, but
+    parameters may hold numbers of the file.
 
     Args:
         model: the architecture that was saved: dense, never sparsified, or sparse already. It must

@@ -182,6 +182,7 @@ class SparseLinear(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take packed tensors of any number of blocks, once verified: kernels trust their indices."""
         names = self.granularity.part_names
+        before = dict(self._buffers)
         wants_grad = self.get_buffer(names[0]).requires_grad
         found = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
         if found:
@@ -193,7 +194,11 @@ class SparseLinear(nn.Module):
                 own = self.get_buffer(name)
                 if own.shape != tensor.shape:
                     self.register_buffer(name, torch.empty_like(tensor, device=own.device, dtype=own.dtype))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        try:
+            super()._load_from_state_dict(state_dict, prefix, *args)
+        except BaseException:  # a hook on this layer, before anything was copied
+            self._buffers.update(before)  # no kernel may read indices from memory still to be filled
+            raise
         values = self.get_buffer(names[0])
         if values.requires_grad != wants_grad:
             self.register_buffer(names[0], values.detach().requires_grad_(wants_grad))

@@ -151,6 +151,21 @@ def test_a_tampered_state_dict_is_refused_and_changes_nothing() -> None:
 
 
 @each_granularity
+def test_a_layer_whose_load_hook_fails_stays_whole(granularity: Granularity) -> None:
+    layer, other, x = sparse_layer(granularity, 0.8), sparse_layer(granularity, 0.3), torch.randn(3, 24)
+    y = layer(x)
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("not today")
+
+    layer.register_load_state_dict_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="not today"):
+        layer.load_state_dict(other.state_dict())
+    layer.packed.verify()
+    assert torch.equal(layer(x), y)
+
+
+@each_granularity
 def test_copies_are_equal_and_independent(granularity: Granularity) -> None:
     layer, x = sparse_layer(granularity), torch.randn(3, 24)
     layer.name, y = "enc.query", layer(x)
