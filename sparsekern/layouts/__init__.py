@@ -3,7 +3,7 @@
 from .block import Block
 from .channel import Channel
 from .granularity import Granularity, Parts, parse, register, registered
-from .packed import WEIGHT_DTYPES, PackedWeight, check_mask, check_weight, pack
+from .packed import WEIGHT_DTYPES, PackedWeight, check_weight, pack
 from .unstructured import Unstructured
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "PackedWeight",
     "Parts",
     "Unstructured",
-    "check_mask",
     "check_weight",
     "pack",
     "parse",

@@ -89,11 +89,6 @@ class PackedWeight:
         """The dense weight ``[out, in]``, zeros where nothing is stored."""
         return self.granularity.unpack(self.parts, self.shape)
 
-    def to(self, device: torch.device | str) -> PackedWeight:
-        """The same packed weight with its tensors on ``device``."""
-        moved = {name: tensor.to(device) for name, tensor in self.parts.items()}
-        return PackedWeight(self.granularity, self.shape, moved, self.verified)
-
     def verify(self, what: str = "weight") -> None:
         """Check everything that a kernel relies on.
 
@@ -138,7 +133,7 @@ def pack(weight: Tensor, granularity: Granularity, mask: Tensor | None = None) -
     if mask is None:
         mask = weight != 0
     else:
-        check_mask(mask, weight)
+        _check_mask(mask, weight)
     weight = weight.detach()
     parts = granularity.pack(weight, mask)
     return PackedWeight(granularity, (weight.shape[0], weight.shape[1]), parts, verified=True)
@@ -160,13 +155,13 @@ def check_weight(weight: Tensor, granularity: Granularity, what: str = "weight")
     require(bool(weight.isfinite().all()), f"{what}: holds NaN or infinity; a mask over it would hide the fault")
 
 
-def check_mask(mask: Tensor, weight: Tensor, what: str = "mask") -> None:
+def _check_mask(mask: Tensor, weight: Tensor) -> None:
     """Refuse a mask that does not belong to ``weight``."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"{what}: expected a bool tensor (True = kept), got {got}")
+        raise TypeError(f"mask: expected a bool tensor (True = kept), got {got}")
     require(
         mask.shape == weight.shape and mask.device == weight.device,
-        f"{what}: expected shape {list(weight.shape)} on {weight.device} like the weight, "
+        f"mask: expected shape {list(weight.shape)} on {weight.device} like the weight, "
         f"got {list(mask.shape)} on {mask.device}",
     )

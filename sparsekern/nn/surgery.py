@@ -24,13 +24,13 @@ class Site:
     Attributes:
         layer: the module.
         names: its fully qualified names, several if it is shared; the first is what it is called.
-        owners: the modules that hold it, each with the name it has there.
+        owners: the modules that hold it.
         aside: a place that holds it too, but not as a submodule, such as ``"encoder.all"``; None if none does.
     """
 
     layer: nn.Linear | SparseLinear
     names: tuple[str, ...]
-    owners: tuple[tuple[nn.Module, str], ...]
+    owners: tuple[nn.Module, ...]
     aside: str | None
 
     @property
@@ -56,11 +56,11 @@ def find_sites(model: nn.Module) -> list[Site]:
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, (nn.Linear, SparseLinear)):
             names[module].append(name)
-    owners = defaultdict[nn.Module, list[tuple[nn.Module, str]]](list)
+    owners = defaultdict[nn.Module, list[nn.Module]](list)
     for parent in model.modules():
-        for child_name, child in parent._modules.items():
+        for child in parent._modules.values():
             if isinstance(child, (nn.Linear, SparseLinear)):
-                owners[child].append((parent, child_name))
+                owners[child].append(parent)
     aside = _held_aside(model)
     return [Site(layer, tuple(found), tuple(owners[layer]), aside.get(layer)) for layer, found in names.items()]
 
@@ -118,7 +118,7 @@ def not_plain(site: Site) -> str | None:
         return beyond
     if site.aside:
         return f"is also held by {site.aside}, where it could not be replaced; use nn.ModuleList or nn.ModuleDict"
-    for parent, _ in site.owners:
+    for parent in site.owners:
         if isinstance(parent, nn.MultiheadAttention):
             return "nn.MultiheadAttention multiplies with its weight itself"
         if isinstance(parent, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled():

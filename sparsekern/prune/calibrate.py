@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -132,12 +132,6 @@ class Calibration:
 
     def __contains__(self, layer: str) -> bool:
         return layer in self._statistics
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._statistics)
-
-    def __len__(self) -> int:
-        return len(self._statistics)
 
 
 @dataclass

@@ -23,11 +23,11 @@ DAMPING = 0.01
 each other make it singular; this bounds its condition by ``in / DAMPING``, which float32 can solve."""
 
 
-def dampen(gram: Tensor, damping: float = DAMPING) -> Tensor:
-    """``gram + damping * mean(diagonal) * I``, the identity if the matrix is zero; a new ``[in, in]``."""
+def dampen(gram: Tensor) -> Tensor:
+    """``gram + DAMPING * mean(diagonal) * I``, the identity if the matrix is zero; a new ``[in, in]``."""
     mean = gram.diagonal().mean()
     hessian = gram.clone()
-    hessian.diagonal().add_(torch.where(mean > 0, damping * mean, 1.0))
+    hessian.diagonal().add_(torch.where(mean > 0, DAMPING * mean, 1.0))
     return hessian
 
 

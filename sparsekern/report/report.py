@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from .table import text_table
 
@@ -160,27 +157,6 @@ class Report:
                 f"measured layers {self.us_before:,.0f} -> {self.us_after:,.0f} us ({gain} over eager nn.Linear)"
             )
         return "; ".join(parts)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers, strings and lists."""
-        rows = [
-            {**dataclasses.asdict(row), "shape": list(row.shape), "noisy": row.noisy, "verdict": row.verdict}
-            for row in self.rows
-        ]
-        return {
-            "machine": self.machine,
-            "rows": rows,
-            "sparse_layers": self.sparse_layers,
-            "dense_layers": len(self) - self.sparse_layers,
-            "bytes_before": self.bytes_before,
-            "bytes_after": self.bytes_after,
-            "us_before": self.us_before,
-            "us_after": self.us_after,
-        }
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """:meth:`to_dict` as JSON."""
-        return json.dumps(self.to_dict(), indent=indent)
 
     def __str__(self) -> str:
         cells = [

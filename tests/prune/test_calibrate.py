@@ -54,7 +54,6 @@ def test_layers_on_one_tensor_share_one_matrix():
     calibration = Calibration.collect(Attention(), batches())
     assert calibration["q"] is calibration["k"] is calibration["v"]
     assert calibration["q"] is not calibration["out"]
-    assert set(calibration) == {"q", "k", "v", "out"} and len(calibration) == 4
     apart = Calibration.collect(Attention(), batches(), share=False)
     assert apart["q"] is not apart["k"]
     torch.testing.assert_close(apart["q"].gram, apart["k"].gram)

@@ -1,7 +1,6 @@
 """The report: verdicts, totals, table and JSON."""
 
 import dataclasses
-import json
 
 import pytest
 
@@ -93,15 +92,6 @@ def test_calls_and_small_times_are_shown() -> None:
     assert "96 in 3 calls  12.3      5.6" in str(several)
     never = Report((dataclasses.replace(BLIND, calls=0, tokens=0),))
     assert str(never).splitlines()[2].split()[:4] == ["pooler", "384x384", "0", "8x1,"]
-
-
-def test_json_holds_everything() -> None:
-    data = json.loads(REPORT.to_json())
-    assert data == REPORT.to_dict()
-    assert data["machine"] == "a processor, avx2, 2 threads" and (data["sparse_layers"], data["dense_layers"]) == (2, 2)
-    assert data["rows"][0] == {**dataclasses.asdict(FAST), "shape": [384, 384], "noisy": False,
-                               "verdict": FAST.verdict}  # fmt: skip
-    assert data["us_after"] == REPORT.us_after and data["bytes_after"] == REPORT.bytes_after
 
 
 def test_reports_are_frozen() -> None:
