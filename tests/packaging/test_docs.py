@@ -51,6 +51,23 @@ def test_make_bench_keeps_its_results() -> None:
     assert "bench/linear.py --out r.jsonl" in ran.stdout and "bench/summarize.py r.jsonl" in ran.stdout
 
 
+def test_contributing_names_every_file_that_lists_the_instruction_sets() -> None:
+    sections = (ROOT / "CONTRIBUTING.md").read_text().split("\n## ")
+    (section,) = (text for text in sections if text.startswith("An instruction set\n"))
+    code = [path for part in ("csrc", "tools", "tests/native") for path in (ROOT / part).rglob("*.*")]
+    listing = [
+        p for p in code if p.suffix in (".h", ".cpp", ".inc", ".py") and re.search(r"kAvx2|\bavx2\b", p.read_text())
+    ]
+    assert len(listing) > 8
+    assert not [path for path in listing if path.name not in section]
+
+
+def test_contributing_names_the_shortest_granularity() -> None:
+    files = [path for path in (ROOT / "sparsekern/layouts").glob("*.py") if "\n@register\n" in path.read_text()]
+    shortest = min(files, key=lambda path: len(path.read_text().splitlines()))
+    assert f"`layouts/{shortest.name}` is the shortest example" in (ROOT / "CONTRIBUTING.md").read_text()
+
+
 def test_local_links_lead_somewhere() -> None:
     for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
