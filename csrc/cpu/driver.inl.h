@@ -33,6 +33,37 @@ struct Chunk {
   const int32_t* spans;
 };
 
+// Activations that the next panel will ask for. They are fetched into L2 little by little, block
+// row by block row: asked for all at once, from memory, they would have to be waited for.
+class Ahead {
+ public:
+  Ahead() = default;
+  Ahead(const float* x, int64_t stride, int64_t tokens, int64_t inputs, int64_t block_rows)
+      : x_(x),
+        gap_(stride - ceil_div(inputs, kLine) * kLine),
+        lines_(ceil_div(inputs, kLine)),
+        lines_left_(lines_),
+        left_(tokens * lines_),
+        step_(ceil_div(left_, block_rows)) {}
+
+  SPARSEKERN_INLINE void fetch_some() {
+    for (const int64_t stop = max64(0, left_ - step_); left_ > stop; --left_, x_ += kLine) {
+      __builtin_prefetch(x_, 0, 2);
+      if (--lines_left_ == 0) {
+        lines_left_ = lines_;
+        x_ += gap_;
+      }
+    }
+  }
+
+ private:
+  const float* x_ = nullptr;
+  int64_t gap_ = 0;              // floats from the last line of a row to the next row
+  int64_t lines_ = 0;            // of a row
+  int64_t lines_left_ = 0;       // of this row
+  int64_t left_ = 0, step_ = 0;  // lines left of all rows, and to fetch at a time
+};
+
 // First block in [begin, end) whose column is not below `column`.
 static inline int32_t lower_bound(const uint16_t* columns, int32_t begin, int32_t end,
                                   int64_t column) {
@@ -141,15 +172,22 @@ static void run_panels(const BlockMatrix& a, const LinearCall& call, const Share
           const int64_t begin = split_evenly<Family>(tokens, p, panels);
           const int64_t count = split_evenly<Family>(tokens, p + 1, panels) - begin;
           const float* x = call.x + (first + begin) * call.x_stride;
+          const Ahead ahead =
+              row == share.row_begin && p + 1 < panels
+                  ? Ahead(x + count * call.x_stride + (reading.in_place ? 0 : tile_begin),
+                          call.x_stride,
+                          split_evenly<Family>(tokens, p + 2, panels) - begin - count, inputs,
+                          end - row)
+                  : Ahead();
           float* y = call.y + (first + begin) * call.y_stride + output;
           if (reading.in_place) {
-            Family::run(a, call, chunk, 0, x, call.x_stride, count, y);
+            Family::run(a, call, chunk, ahead, 0, x, call.x_stride, count, y);
           } else {
             if (row == share.row_begin) {
               Family::pack(x + tile_begin, call.x_stride, count, inputs, tile_inputs, panel);
             }
-            Family::run(a, call, chunk, tile_begin, panel, Family::row_floats(tile_inputs), count,
-                        y);
+            Family::run(a, call, chunk, ahead, tile_begin, panel, Family::row_floats(tile_inputs),
+                        count, y);
             if (keep) panel += Family::panel_floats(tile_inputs, count);
           }
           if (chunk.last_tile && call.activation != Activation::kNone) {

@@ -136,8 +136,8 @@ struct OutputsStrip {
 
   // All block rows of the chunk; x is of input 0, y at the chunk's first output.
   template <bool kSingleColumns>
-  static void run(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk, const float* x,
-                  int64_t x_stride, float* y) {
+  static void run(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk, Ahead ahead,
+                  const float* x, int64_t x_stride, float* y) {
     const float zeros[kStrip] = {};
     const StripPlan plan{x,      x_stride, call.y_stride, chunk.first_tile ? 0 : call.y_stride,
                          a.rows, a.cols};
@@ -151,6 +151,7 @@ struct OutputsStrip {
       // then has to be waited for is not hidden by any multiply-add.
       const Run run = next;
       if (span < last_span) next = Run(a, span + 2);
+      ahead.fetch_some();
       if (skips) {
         for (int i = 0; i < kNextRowLines; ++i) prefetch(next.w + i * kLine);
       }
@@ -182,19 +183,19 @@ struct OutputsFamily {
 
   // Rows are read where they are, and to their end, unless
   // - their end is no whole block of inputs,
-  // - they do not stay in L1 and the weights use less than three inputs of each cache line brought
-  //   from L2,
+  // - they do not stay in L1 and the weights use too little of each cache line brought from L2:
+  //   less than three inputs, or less than all if tall blocks ask for the lines strip after strip,
   // - or they are more than an 8-way cache has ways for, and lie a multiple of 4 KiB apart, where
   //   one input of all tokens competes for the same cache sets.
   // Otherwise a tile of them is copied, side by side in L1.
   static Reading reading(const BlockMatrix& a, const LinearCall& call, int64_t tokens,
                          double density) {
     const double used_of_line = density * kLine > a.cols ? density * kLine : (double)a.cols;
-    const bool near = tokens == 1 || a.in_features * tokens <= kNearFloats;
+    const int64_t floats = a.in_features * tokens;
+    const bool tall = a.rows > NV * V::kLanes && floats > 2 * kNearFloats;
+    const bool worth = tokens == 1 || floats <= kNearFloats || used_of_line >= (tall ? kLine : 3);
     const bool crowded = tokens > 8 && call.x_stride % 1024 == 0;
-    if (a.in_features % a.cols == 0 && (near || used_of_line >= 3) && !crowded) {
-      return {true, kMostInputs};
-    }
+    if (a.in_features % a.cols == 0 && worth && !crowded) return {true, kMostInputs};
     return {false, kTileFloats / tokens};
   }
 
@@ -218,20 +219,22 @@ struct OutputsFamily {
 
   template <int T>
   static void run_exact(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk,
-                        const float* x, int64_t x_stride, int64_t tokens, float* y) {
+                        const Ahead& ahead, const float* x, int64_t x_stride, int64_t tokens,
+                        float* y) {
     if (tokens != T) {
-      if constexpr (T > 1) run_exact<T - 1>(a, call, chunk, x, x_stride, tokens, y);
+      if constexpr (T > 1) run_exact<T - 1>(a, call, chunk, ahead, x, x_stride, tokens, y);
     } else if (a.cols == 1) {
-      OutputsStrip<V, NV, T, kMost>::template run<true>(a, call, chunk, x, x_stride, y);
+      OutputsStrip<V, NV, T, kMost>::template run<true>(a, call, chunk, ahead, x, x_stride, y);
     } else {
-      OutputsStrip<V, NV, T, kMost>::template run<false>(a, call, chunk, x, x_stride, y);
+      OutputsStrip<V, NV, T, kMost>::template run<false>(a, call, chunk, ahead, x, x_stride, y);
     }
   }
 
   // x: from input `begin` on.
-  static void run(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk, int64_t begin,
-                  const float* x, int64_t x_stride, int64_t tokens, float* y) {
-    run_exact<kMost>(a, call, chunk, x - begin, x_stride, tokens, y);
+  static void run(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk,
+                  const Ahead& ahead, int64_t begin, const float* x, int64_t x_stride,
+                  int64_t tokens, float* y) {
+    run_exact<kMost>(a, call, chunk, ahead, x - begin, x_stride, tokens, y);
   }
 
   static void run_share(const BlockMatrix& a, const LinearCall& call, const Share& share) {

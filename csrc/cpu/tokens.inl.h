@@ -170,8 +170,8 @@ struct TokensFamily {
   }
 
   // panel: from input `begin` on.
-  static void run(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk, int64_t begin,
-                  const float* panel, int64_t, int64_t tokens, float* y) {
+  static void run(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk, const Ahead&,
+                  int64_t begin, const float* panel, int64_t, int64_t tokens, float* y) {
     run_exact<kMostVectors>(a, call, chunk, panel - begin * vectors(tokens) * kLanes, tokens, y);
   }
 
