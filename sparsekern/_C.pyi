@@ -4,9 +4,10 @@ from typing import TypedDict
 
 class _KernelLine(TypedDict):
     name: str
-    granularity: str
+    rows: int
+    multiple: bool
     isa: str
-    tokens: str
+    min_tokens: int
     runs_here: bool
 
 def isa_supported() -> list[str]: ...

@@ -38,9 +38,10 @@ py::list kernels() {
     const KernelInfo& kernel = table[i];
     py::dict record;
     record["name"] = kernel.name;
-    record["granularity"] = std::to_string(kernel.rows) + (kernel.multiple ? "n x c" : " x c");
+    record["rows"] = kernel.rows;
+    record["multiple"] = kernel.multiple;
     record["isa"] = isa_name(kernel.isa);
-    record["tokens"] = ">= " + std::to_string(kernel.min_tokens);
+    record["min_tokens"] = kernel.min_tokens;
     record["runs_here"] = kernel.run != nullptr && isa_supported(kernel.isa);
     records.append(record);
   }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,9 +22,12 @@ class CpuBackend(Backend):
 
     def kernels(self) -> list[KernelRecord]:
         records: list[KernelRecord] = []
-        for record in map(_record, native.kernels() if native else ()):
+        for line in native.kernels() if native else ():
+            record = KernelRecord(
+                backend=self.name, op="block_linear", granularity=Block.kind, dtypes=("float32",), **line
+            )
             # The first line that fits is chosen, so an earlier one that takes these blocks ends this one's range.
-            limits = [line.min_tokens for line in records if line.isa == record.isa and line.covers(record)]
+            limits = [above.min_tokens for above in records if above.isa == record.isa and above.covers(record)]
             records.append(replace(record, max_tokens=min(limits) - 1) if limits else record)
         return records
 
@@ -58,21 +61,7 @@ class CpuBackend(Backend):
         activation: str,
     ) -> Tensor:
         values, columns, offsets = tensors
-        return torch.ops.sparsekern.block_linear(x, values, columns, offsets, bias, shape[0], shape[1], activation, "")
-
-
-def _record(line: dict[str, Any]) -> KernelRecord:
-    """A line of the native table, which spells its numbers ``16n x c`` and ``>= 16``."""
-    rows, tokens = line["granularity"].removesuffix(" x c"), line["tokens"].removeprefix(">= ")
-    return KernelRecord(
-        name=line["name"],
-        backend=CpuBackend.name,
-        op="block_linear",
-        granularity=Block.kind,
-        dtypes=("float32",),
-        isa=line["isa"],
-        runs_here=line["runs_here"],
-        rows=int(rows.removesuffix("n")),
-        multiple=rows.endswith("n"),
-        min_tokens=int(tokens),
-    )
+        # The overload, for choosing it by the arguments costs more than calling it.
+        return torch.ops.sparsekern.block_linear.default(
+            x, values, columns, offsets, bias, shape[0], shape[1], activation, ""
+        )

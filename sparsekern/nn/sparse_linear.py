@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,12 +103,17 @@ class SparseLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``; see :func:`sparsekern.linear` for what is accepted."""
-        buffers = self._buffers
-        tensors = [cast(Tensor, buffers[name]) for name in self.granularity.part_names]
-        # A plain lookup where it suffices: nn.Module's attribute access costs as much as a small product.
+        # Plain lookups and few calls: at one token all of this costs as much as a small product.
+        buffers: dict[str, Any] = self._buffers
+        tensors = [buffers[name] for name in self.granularity.part_names]
         bias = self._parameters["bias"] if "bias" in self._parameters else self.bias
         values = tensors[0]
-        if input.dtype != values.dtype or input.device != values.device or input.shape[-1:] != self.shape[1:]:
+        if (
+            input.dtype is not values.dtype
+            or input.dim() == 0
+            or input.size(-1) != self.shape[1]
+            or input.device != values.device
+        ):
             input = checked_input(input, values, bias, self.shape, self.activation, self.name)
         return run_linear(self._backend, input, self.granularity, self.shape, tensors, bias, self.activation)
 
