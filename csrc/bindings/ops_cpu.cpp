@@ -67,9 +67,16 @@ BlockMatrix view_weight(const Tensor& values, const Tensor& columns, const Tenso
   a.in_features = in_features;
   a.cols = values.size(1);
   a.rows = values.size(2);
-  STD_TORCH_CHECK(a.rows > 0 && a.cols > 0 && out_features > 0 && in_features > 0,
-                  "sparsekern::block_linear: expected sizes > 0, got blocks of ", a.rows, " x ",
-                  a.cols, " in a weight [", out_features, ", ", in_features, "]");
+  // A tensor without elements may claim any shape: products of sizes must not overflow, nor a block
+  // ask for scratch that no activation could fill.
+  const auto is_size = [](int64_t size, int64_t most) { return size > 0 && size <= most; };
+  constexpr int64_t kMostSide = 1 << 20;
+  STD_TORCH_CHECK(
+      is_size(out_features, INT32_MAX) && is_size(in_features, INT32_MAX) &&
+          is_size(a.rows, max64(out_features, kMostSide)) &&
+          is_size(a.cols, max64(in_features, kMostSide)),
+      "sparsekern::block_linear: expected sizes > 0 that fit the weight, got blocks of ", a.rows,
+      " x ", a.cols, " in a weight [", out_features, ", ", in_features, "]");
   STD_TORCH_CHECK(
       columns.scalar_type() == ScalarType::Byte && columns.is_contiguous() && columns.is_cpu() &&
           columns.dim() == 2 && columns.size(0) == values.size(0) && columns.size(1) == 2,
@@ -81,13 +88,30 @@ BlockMatrix view_weight(const Tensor& values, const Tensor& columns, const Tenso
                       offsets.size(0) == a.block_rows() + 1,
                   "sparsekern::block_linear: expected int32 offsets [", a.block_rows() + 1, "]",
                   found(offsets));
-  a.values = static_cast<const float*>(values.data_ptr());
+  // Kernels add offsets to it even where no block is stored.
+  static const float kNoValues = 0.0f;
+  a.values = values.size(0) == 0 ? &kNoValues : static_cast<const float*>(values.data_ptr());
   a.columns = static_cast<const uint16_t*>(columns.data_ptr());
   a.offsets = static_cast<const int32_t*>(offsets.data_ptr());
   STD_TORCH_CHECK(a.offsets[a.block_rows()] == values.size(0),
                   "sparsekern::block_linear: offsets end at ", a.offsets[a.block_rows()],
                   ", expected the number of blocks, ", values.size(0));
   return a;
+}
+
+// Floats from one row of the last dimension to the next, if one number says it for all of them and
+// rows are contiguous; else -1.
+int64_t row_stride(const Tensor& x) {
+  const int64_t last = x.dim() - 1;
+  if (x.size(last) > 1 && x.stride(last) != 1) return -1;
+  int64_t stride = x.size(last), rows = 1;
+  for (int64_t i = last - 1; i >= 0; --i) {
+    if (x.size(i) == 1) continue;
+    if (rows == 1) stride = x.stride(i);
+    if (x.stride(i) != stride * rows) return -1;
+    rows *= x.size(i);
+  }
+  return stride < x.size(last) ? -1 : stride;
 }
 
 void on_torch_threads(int64_t parts, void (*body)(int64_t, void*), void* context) {
@@ -111,15 +135,13 @@ Tensor block_linear(const Tensor& x, const Tensor& values, const Tensor& columns
   int64_t tokens = 1;
   for (int64_t i = 0; i + 1 < dims; ++i) tokens *= x.size(i);
 
-  // A matrix whose rows are contiguous is read where it is; anything else is copied first.
-  const bool rows_in_place =
-      x.is_contiguous() || (dims == 2 && x.stride(1) == 1 && x.stride(0) >= in_features);
-  const Tensor input = rows_in_place ? x : torch::stable::contiguous(x);
+  const int64_t x_stride = row_stride(x);
+  const Tensor input = x_stride >= 0 ? x : torch::stable::contiguous(x);
   Tensor y = torch::stable::empty(shape, ScalarType::Float);
 
   LinearCall call;
   call.x = static_cast<const float*>(input.data_ptr());
-  call.x_stride = dims == 2 && tokens > 1 ? input.stride(0) : in_features;
+  call.x_stride = x_stride >= 0 ? x_stride : in_features;
   call.y = static_cast<float*>(y.data_ptr());
   call.y_stride = out_features;
   call.bias = nullptr;

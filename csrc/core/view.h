@@ -33,7 +33,10 @@ struct LinearCall {
   Activation activation;
 };
 
-// One thread's share of a call, and the memory it may use for packed activations.
+// Block rows that a kernel takes up at a time, at most: their spans lie in the scratch.
+constexpr int64_t kMostChunkRows = 4096;
+
+// One thread's share of a call, and the memory it may use: for spans, and for packed activations.
 struct Share {
   int64_t token_begin, token_end;
   int64_t row_begin, row_end;  // block rows

@@ -31,8 +31,8 @@ constexpr KernelInfo kTable[] = {
 #undef SPARSEKERN_KERNEL
 constexpr int kTableSize = sizeof(kTable) / sizeof(kTable[0]);
 
-constexpr int64_t kBatchFloats = 1 << 20;    // packed activations of a batch: 4 MiB a thread
-constexpr int64_t kFixedFloats = 16 * 1024;  // spans, alignment and slack
+constexpr int64_t kBatchFloats = 1 << 20;  // packed activations of a batch: 4 MiB a thread
+constexpr int64_t kFixedFloats = 2 * kMostChunkRows + 8 * 1024;  // spans, and padding of rows
 
 // Grows as needed and is kept: a call must not pay the page faults of fresh memory.
 class Scratch {

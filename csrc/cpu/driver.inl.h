@@ -17,7 +17,6 @@ constexpr int64_t kLine = 16;  // floats of a cache line
 static SPARSEKERN_INLINE void prefetch(const float* p) { __builtin_prefetch(p, 0, 3); }
 
 constexpr int64_t kChunkBytes = 256 * 1024;
-constexpr int64_t kMostChunkRows = 4096;
 
 // How the activations of a call are read.
 struct Reading {
@@ -33,18 +32,18 @@ struct Chunk {
   const int32_t* spans;
 };
 
-// Activations that the next panel will ask for. They are fetched into L2 little by little, block
-// row by block row: asked for all at once, from memory, they would have to be waited for.
+// Activations that the next panel will ask for. They are fetched into L2 little by little, strip by
+// strip: asked for all at once, from memory, they would have to be waited for.
 class Ahead {
  public:
   Ahead() = default;
-  Ahead(const float* x, int64_t stride, int64_t tokens, int64_t inputs, int64_t block_rows)
+  Ahead(const float* x, int64_t stride, int64_t tokens, int64_t inputs, int64_t strips)
       : x_(x),
         gap_(stride - ceil_div(inputs, kLine) * kLine),
         lines_(ceil_div(inputs, kLine)),
         lines_left_(lines_),
         left_(tokens * lines_),
-        step_(ceil_div(left_, block_rows)) {}
+        step_(min64(kMostLines, ceil_div(left_, strips))) {}
 
   SPARSEKERN_INLINE void fetch_some() {
     for (const int64_t stop = max64(0, left_ - step_); left_ > stop; --left_, x_ += kLine) {
@@ -57,6 +56,8 @@ class Ahead {
   }
 
  private:
+  static constexpr int64_t kMostLines = 64;  // at once; a core has some twenty reads under way
+
   const float* x_ = nullptr;
   int64_t gap_ = 0;              // floats from the last line of a row to the next row
   int64_t lines_ = 0;            // of a row
@@ -172,14 +173,15 @@ static void run_panels(const BlockMatrix& a, const LinearCall& call, const Share
           const int64_t begin = split_evenly<Family>(tokens, p, panels);
           const int64_t count = split_evenly<Family>(tokens, p + 1, panels) - begin;
           const float* x = call.x + (first + begin) * call.x_stride;
-          const Ahead ahead =
-              row == share.row_begin && p + 1 < panels
-                  ? Ahead(x + count * call.x_stride + (reading.in_place ? 0 : tile_begin),
-                          call.x_stride,
-                          split_evenly<Family>(tokens, p + 2, panels) - begin - count, inputs,
-                          end - row)
-                  : Ahead();
           float* y = call.y + (first + begin) * call.y_stride + output;
+          Ahead ahead;
+          if constexpr (Family::kStrip > 0) {
+            if (row == share.row_begin && p + 1 < panels) {
+              const int64_t next = split_evenly<Family>(tokens, p + 2, panels) - begin - count;
+              ahead = Ahead(x + count * call.x_stride + tile_begin, call.x_stride, next, inputs,
+                            ceil_div(outputs, Family::kStrip));
+            }
+          }
           if (reading.in_place) {
             Family::run(a, call, chunk, ahead, 0, x, call.x_stride, count, y);
           } else {

@@ -151,13 +151,13 @@ struct OutputsStrip {
       // then has to be waited for is not hidden by any multiply-add.
       const Run run = next;
       if (span < last_span) next = Run(a, span + 2);
-      ahead.fetch_some();
       if (skips) {
         for (int i = 0; i < kNextRowLines; ++i) prefetch(next.w + i * kLine);
       }
       for (int64_t offset = 0; offset < a.rows; offset += kStrip, output += kStrip, y += kStrip) {
         const int64_t valid = a.out_features - output;
         if (valid <= 0) return;
+        ahead.fetch_some();
         const float* start = !chunk.first_tile      ? y
                              : call.bias == nullptr ? zeros
                                                     : call.bias + output;
@@ -177,6 +177,7 @@ struct OutputsFamily {
   using Vec = Wide;
   static constexpr int64_t kPanel = kMost;
   static constexpr int64_t kQuantum = 1;
+  static constexpr int64_t kStrip = NV * V::kLanes;
   static constexpr int64_t kMostInputs = 8 * 1024;  // rows read in place stay in L2
   static constexpr int64_t kNearFloats = 6 * 1024;  // rows stay in an L1 of 32 KiB
   static constexpr int64_t kTileFloats = 4608;      // copied rows leave room for weights and y
@@ -192,8 +193,8 @@ struct OutputsFamily {
                          double density) {
     const double used_of_line = density * kLine > a.cols ? density * kLine : (double)a.cols;
     const int64_t floats = a.in_features * tokens;
-    const bool tall = a.rows > NV * V::kLanes && floats > 2 * kNearFloats;
-    const bool worth = tokens == 1 || floats <= kNearFloats || used_of_line >= (tall ? kLine : 3);
+    const bool tall = a.rows > kStrip && floats > 2 * kNearFloats;
+    const bool worth = floats <= kNearFloats || used_of_line >= (tall ? kLine : 3);
     const bool crowded = tokens > 8 && call.x_stride % 1024 == 0;
     if (a.in_features % a.cols == 0 && worth && !crowded) return {true, kMostInputs};
     return {false, kTileFloats / tokens};

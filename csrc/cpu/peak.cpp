@@ -58,7 +58,7 @@ void chains_avx512(int64_t rounds) {
 
 void chains_portable(int64_t rounds) {
   typedef float Reg __attribute__((vector_size(16)));
-  Reg sums[8] = {};
+  Reg sums[12] = {};
   Reg factor = {0.5f, 0.5f, 0.5f, 0.5f};
   for (int64_t i = 0; i < rounds; ++i) {
     for (Reg& sum : sums) sum = sum * factor + factor;
@@ -70,7 +70,7 @@ void chains_portable(int64_t rounds) {
 
 double fma_peak_gflops(double seconds) {
   void (*chains)(int64_t) = chains_portable;
-  int64_t flops_a_round = 8 * 4 * 2;
+  int64_t flops_a_round = 12 * 4 * 2;
 #if defined(__x86_64__)
   if (isa_limit() == Isa::kAvx2) {
     chains = chains_avx2;
@@ -95,7 +95,7 @@ double read_bandwidth_gbs(int64_t bytes, double seconds) {
   constexpr int64_t kStep = 8;
   const int64_t count = std::max(kStep, bytes / int64_t(sizeof(Reg)) / kStep * kStep);
   std::unique_ptr<Reg, void (*)(void*)> buffer(
-      static_cast<Reg*>(std::aligned_alloc(64, size_t(count) * sizeof(Reg) / 64 * 64)), std::free);
+      static_cast<Reg*>(std::aligned_alloc(64, size_t(count) * sizeof(Reg))), std::free);
   Reg* const data = buffer.get();
   if (data == nullptr) throw std::bad_alloc();
   for (int64_t i = 0; i < count; ++i) data[i] = Reg{i, i};

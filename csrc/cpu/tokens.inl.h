@@ -112,7 +112,7 @@ struct TokensStrip {
   static SPARSEKERN_NOINLINE void run(const BlockMatrix& a, const LinearCall& call,
                                       const Chunk& chunk, const float* panel, int64_t tokens,
                                       float* y) {
-    alignas(64) float cells[kLine * kWidth];
+    alignas(64) float cells[kLine * kWidth];  // block rows end at a line: the table has 4 and 8
     const int32_t* span = chunk.spans;
     const int64_t outputs_end = min64(chunk.row_end * a.rows, a.out_features);
     for (int64_t row = chunk.row_begin; row < chunk.row_end;) {
@@ -136,6 +136,7 @@ struct TokensFamily {
   static constexpr int kLanes = V::kLanes;
   static constexpr int64_t kPanel = kMostVectors * kLanes;
   static constexpr int64_t kQuantum = kLanes;
+  static constexpr int64_t kStrip = 0;  // fetches nothing ahead: packing reads x in long rows
 
   // 192 KiB of a panel, a part of L2, which feeds MV loads for R * MV multiply-adds: partial sums
   // cost more than what a smaller tile would save.

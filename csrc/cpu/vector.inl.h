@@ -170,14 +170,28 @@ struct VectorFamily {
       }
       if (walk.next(a)) ++walking;
     }
-    if (walking == kStreams) {
-      VectorStreams<V, NV, kStreams>::template run<kSingleColumns>(a, call, x, y, walks, begun);
+    while (walking > 0) {
+      if (walking == kStreams) {
+        VectorStreams<V, NV, kStreams>::template run<kSingleColumns>(a, call, x, y, walks, begun);
+      } else if (walking >= 2) {
+        VectorStreams<V, NV, 2>::template run<kSingleColumns>(a, call, x, y, walks, begun);
+      } else {
+        VectorStreams<V, NV, 1>::template run<kSingleColumns>(a, call, x, y, walks, begun);
+      }
+      walking = still_walking(walks, begun, walking);
     }
+  }
+
+  // Closes the ranks of the streams that have not ended.
+  static int still_walking(Walk<V, NV> walks[kStreams], float* begun, int walking) {
+    int kept = 0;
     for (int s = 0; s < walking; ++s) {
       if (walks[s].ended()) continue;
-      VectorStreams<V, NV, 1>::template run<kSingleColumns>(a, call, x, y, walks + s,
-                                                            begun + s * kStrip);
+      walks[kept] = walks[s];
+      for (int64_t n = 0; n < kStrip; ++n) begun[kept * kStrip + n] = begun[s * kStrip + n];
+      ++kept;
     }
+    return kept;
   }
 
   // Token by token, for a caller that names this kernel and has several.

@@ -49,8 +49,8 @@ MISTAKES = [
     ("values", lambda a: a["values"].flatten(1), "values"),
     (*SLOW_DIM_FIRST, "contiguous float32 values"),
     ("values", lambda a: a["values"][:-1], "columns|offsets"),
-    ("values", lambda a: a["values"][:, :0], "sizes > 0"),
-    ("values", lambda a: a["values"][:, :, :0], "sizes > 0"),
+    ("values", lambda a: a["values"][:, :0], "sizes > 0 that fit"),
+    ("values", lambda a: a["values"][:, :, :0], "sizes > 0 that fit"),
     ("columns", lambda a: a["columns"].int(), "uint8 columns"),
     ("columns", lambda a: a["columns"][:-1], "uint8 columns"),
     ("columns", lambda a: a["columns"].flatten(), "uint8 columns"),
@@ -67,12 +67,13 @@ MISTAKES = [
     ("bias", lambda a: a["bias"][:-1], r"bias \[40\]"),
     ("bias", lambda a: a["bias"][None], r"bias \[40\]"),
     ("out_features", lambda a: 65, "offsets"),
-    ("out_features", lambda a: 2**40, "offsets"),
-    ("out_features", lambda a: 0, "sizes > 0"),
-    ("out_features", lambda a: -5, "sizes > 0"),
+    ("out_features", lambda a: 2**40, "sizes > 0 that fit"),
+    ("out_features", lambda a: 2**63 - 1, "sizes > 0 that fit"),
+    ("out_features", lambda a: 0, "sizes > 0 that fit"),
+    ("out_features", lambda a: -5, "sizes > 0 that fit"),
     ("in_features", lambda a: 31, r"expected an input \[\.\.\., 31\]"),
-    ("in_features", lambda a: 0, "sizes > 0"),
-    ("in_features", lambda a: -30, "sizes > 0"),
+    ("in_features", lambda a: 0, "sizes > 0 that fit"),
+    ("in_features", lambda a: -30, "sizes > 0 that fit"),
     ("activation", lambda a: "tanh", "relu, gelu, silu, got 'tanh'"),
     ("activation", lambda a: "", "expected an activation"),
     ("kernel", lambda a: "outputs_r16", "no kernel named 'outputs_r16'"),
@@ -99,6 +100,14 @@ def test_a_tensor_on_another_device_raises(name: str) -> None:
     args = arguments()
     args[name] = args[name].to("meta")
     with pytest.raises(TypeError, match=r"^sparsekern::block_linear: expected .* on (cpu|meta) like the weight"):
+        torch.ops.sparsekern.block_linear(**args)
+
+
+@pytest.mark.parametrize("cols", [2**33, 2**60])
+def test_a_weight_without_blocks_that_claims_huge_ones_raises(cols: int) -> None:
+    values, columns = torch.empty(0, cols, 4), torch.empty(0, 2, dtype=torch.uint8)
+    args = {**arguments(), "values": values, "columns": columns, "offsets": torch.zeros(11, dtype=torch.int32)}
+    with pytest.raises(RuntimeError, match="sizes > 0 that fit the weight, got blocks of 4 x"):
         torch.ops.sparsekern.block_linear(**args)
 
 

@@ -194,6 +194,27 @@ def test_empty_and_full(kernel: Kernel, rows: int) -> None:
                     assert torch.equal(y[:, rows : 2 * rows], exact.expand(tokens, rows))
 
 
+@every_block
+@pytest.mark.parametrize("cols", [1, 3])
+def test_streams_of_one_token(kernel: Kernel, rows: int, cols: int) -> None:
+    """Block rows that end together, far apart, or not at all, where one token is read in several streams."""
+    shape = (23 * rows - 3, 25 * cols - (cols > 1))
+    columns = torch.arange(25)
+    patterns = {
+        "equal": torch.ones(23, 25, dtype=torch.bool),
+        "every other row empty": (torch.arange(23)[:, None] % 2 == 0).expand(23, 25),
+        "empty at both ends": ((torch.arange(23) > 5) & (torch.arange(23) < 9))[:, None].expand(23, 25),
+        "growing": columns <= torch.arange(23)[:, None],
+        "a single block": (torch.arange(23)[:, None] == 7) & (columns == 24),
+    }
+    for what, keep in patterns.items():
+        weight = Weight.of_blocks(shape, rows, cols, keep)
+        x, bias = torch.randn(2, shape[1]), torch.randn(shape[0])
+        expected = Expected.of(x, weight)
+        for tokens, shift in ((1, None), (1, bias), (2, bias)):
+            expected.check(weight(x[:tokens], kernel.name, shift), shift, what=what)
+
+
 # ---- tiles, chunks, batches ----------------------------------------------------------------------
 
 
@@ -304,6 +325,10 @@ def test_strides(kernel: Kernel, cols: int) -> None:
         "one token of a transpose": torch.randn(inputs, 26).T[3:4],
         "one dimension": base[5, 1 : 1 + inputs],
         "one strided dimension": base[5, : 2 * inputs : 2],
+        "three dimensions, one row stride": torch.randn(2, 13, 200)[..., 7 : 7 + inputs],
+        "three dimensions, two row strides": torch.randn(2, 14, 200)[:, 1:, :inputs],
+        "first tokens": torch.randn(26, 3, inputs)[:, 0],
+        "dimensions swapped": torch.randn(13, 2, inputs).transpose(0, 1),
     }
     for name, x in views.items():
         y = weight(x, kernel.name)

@@ -194,6 +194,10 @@ std::vector<Case> cases_for(const KernelInfo& kernel) {
   add(kernel.rows, 1, 720, 2400, 13, 0.16, 0);
   add(kernel.rows, 1, kernel.rows + 1, 8500, 2, 0.4, 0);
   add(kernel.rows, 68000 / kernel.rows, kernel.rows + 1, 70000 / kernel.rows, 3, 1, 0);
+  // One token with work for two threads; streams of several columns, and with empty rows.
+  add(kernel.rows, 1, 130, 1600, 1, 0.9, 0);
+  add(kernel.rows, 3, 9 * kernel.rows - 1, 64, 1, 0.5, 0);
+  add(kernel.rows, 1, 40 * kernel.rows, 3, 1, 0.3, 0);
   add(kernel.rows, 1, 6 * kernel.rows + 1, 700, 61, 0.9, 1);
   add(kernel.rows, 2, 40 * kernel.rows, 700, 3, 0.9, 0);
   return cases;
