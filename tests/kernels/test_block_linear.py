@@ -1,116 +1,17 @@
-"""Every CPU kernel of the table that runs here, called by its name, against float64.
-
-Tolerances are the a-priori rounding bounds of a dot product, never fitted to what came out.
-"""
+"""Every CPU kernel of the table that runs here, called by its name, against float64: shapes, strides, threads."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 import torch
-import torch.nn.functional as F
+from block_cases import ACTIVATIONS, KERNELS, Expected, Kernel, Weight, every_block, every_kernel
 from hypothesis import given, settings, strategies as st
-from torch import Tensor
 
-import sparsekern as sk
-from sparsekern import _native
-from sparsekern.layouts import Block
-
-if _native.native is None:
-    pytest.skip(f"no native kernels: {_native.failure}", allow_module_level=True)
-
-UNIT = 2.0**-24  # unit roundoff of float32
-ACTIVATIONS = {"none": lambda y: y, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 TOKENS = [*range(14), 16, 17, 23, 24, 25, 47, 48, 49, 97, 130]
 COLS = [1, 2, 3, 16, 17]
-
-
-@dataclass(frozen=True)
-class Kernel:
-    name: str
-    rows: int
-    multiple: bool
-
-    @property
-    def block_rows(self) -> list[int]:
-        """Block heights to try: the first few multiples, or the only one that it takes."""
-        return [r for r in (16, 32, 48, 64, 96) if r % self.rows == 0][:4] if self.multiple else [self.rows]
-
-
-def kernels() -> list[Kernel]:
-    return [Kernel(r.name, r.rows, r.multiple) for r in sk.kernels() if r.op == "block_linear" and r.runs_here]
-
-
-KERNELS = kernels()
-every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
-every_block = pytest.mark.parametrize(
-    ("kernel", "rows"), [pytest.param(k, r, id=f"{k.name}-{r}") for k in KERNELS for r in k.block_rows]
-)
-
-
-@dataclass
-class Weight:
-    """A random block matrix: what the op takes, and the same in float64."""
-
-    parts: dict[str, Tensor]
-    dense: Tensor
-    mask: Tensor
-
-    @classmethod
-    def random(cls, shape: tuple[int, int], rows: int, cols: int, density: float) -> Weight:
-        block = Block(rows, cols)
-        keep = torch.rand(block.grid(shape)) < density
-        return cls.of_blocks(shape, rows, cols, keep)
-
-    @classmethod
-    def of_blocks(cls, shape: tuple[int, int], rows: int, cols: int, keep: Tensor) -> Weight:
-        block = Block(rows, cols)
-        mask = block.spread(keep, shape)
-        weight = torch.randn(shape) * mask
-        return cls(block.pack(weight, mask), weight.double(), mask)
-
-    def __call__(self, x: Tensor, kernel: str, bias: Tensor | None = None, activation: str = "none") -> Tensor:
-        return torch.ops.sparsekern.block_linear(
-            x,
-            self.parts["values"],
-            self.parts["columns"],
-            self.parts["offsets"],
-            bias,
-            *self.dense.shape,
-            activation,
-            kernel,
-        )
-
-
-@dataclass
-class Expected:
-    """The product in float64, and how far a float32 sum of these terms may be from it, in any order."""
-
-    product: Tensor
-    bound: Tensor
-
-    @classmethod
-    def of(cls, x: Tensor, weight: Weight) -> Expected:
-        terms = weight.mask.sum(1) + 4  # partial sums add a few more roundings than there are terms
-        magnitude = x.double().abs() @ weight.dense.abs().T
-        return cls(x.double() @ weight.dense.T, magnitude * (terms * UNIT * 1.01) + 1e-37)
-
-    def check(self, y: Tensor, bias: Tensor | None = None, activation: str = "none", what: str = "") -> None:
-        tokens = y.shape[0]
-        product, bound = self.product[:tokens], self.bound[:tokens]
-        if bias is not None:
-            product = product + bias.double()
-            bound = bound * (1 + UNIT) + bias.double().abs() * 8 * UNIT
-        wanted = ACTIVATIONS[activation](product)
-        if activation in ("gelu", "silu"):
-            bound = 1.13 * bound + 1e-6 * product.abs().clamp(min=1)  # 1.13: the steepest slope of both
-        assert y.shape == wanted.shape, what
-        error = (y.double() - wanted).abs()
-        worst = (error / bound).max() if error.numel() else torch.tensor(0.0)
-        assert worst <= 1, f"{what}: error is {float(worst):.3g} times the bound"
 
 
 @pytest.fixture
@@ -215,94 +116,6 @@ def test_streams_of_one_token(kernel: Kernel, rows: int, cols: int) -> None:
             expected.check(weight(x[:tokens], kernel.name, shift), shift, what=what)
 
 
-# ---- tiles, chunks, batches ----------------------------------------------------------------------
-
-
-@every_kernel
-@pytest.mark.parametrize("cols", [1, 2, 3, 16])
-@pytest.mark.parametrize("density", [0.02, 0.15, 0.5])
-def test_many_tiles_of_inputs(kernel: Kernel, cols: int, density: float) -> None:
-    """Densities on both sides of the rule by which rows are packed; tails in each dimension."""
-    rows = kernel.rows
-    shape = (2 * rows + 3, 4397)
-    weight = Weight.random(shape, rows, cols, density)
-    x, bias = torch.randn(61, shape[1]), torch.randn(shape[0])
-    expected = Expected.of(x, weight)
-    for tokens, activation in ((1, "none"), (5, "gelu"), (13, "none"), (16, "relu"), (61, "silu")):
-        y = weight(x[:tokens], kernel.name, bias, activation)
-        expected.check(y, bias, activation, f"{tokens} tokens")
-
-
-@every_kernel
-def test_tiles_without_a_single_block(kernel: Kernel) -> None:
-    keep = torch.zeros(3, 5000, dtype=torch.bool)
-    keep[0, 4999] = keep[1, 0] = keep[2, 2500] = True
-    weight = Weight.of_blocks((3 * kernel.rows, 5000), kernel.rows, 1, keep)
-    x = torch.randn(50, 5000)
-    Expected.of(x, weight).check(weight(x, kernel.name))
-
-
-@every_kernel
-def test_many_chunks_of_block_rows(kernel: Kernel) -> None:
-    """More weights than a chunk holds, and more block rows than one may have."""
-    heavy = Weight.random((12 * kernel.rows, 4096), kernel.rows, 4, 0.9)
-    x = torch.randn(27, 4096)
-    Expected.of(x, heavy).check(weight_out := heavy(x, kernel.name))
-    assert weight_out.shape == (27, 12 * kernel.rows)
-    long = Weight.random((4100 * kernel.rows - 1, 5), kernel.rows, 1, 0.3)
-    x = torch.randn(3, 5)
-    Expected.of(x, long).check(long(x, kernel.name, activation="relu"), activation="relu")
-
-
-@every_kernel
-@pytest.mark.parametrize(
-    "cols", [1, 3], ids=["rows copied because they do not stay in L1", "rows padded to whole blocks"]
-)
-def test_several_batches_of_tokens(kernel: Kernel, cols: int) -> None:
-    """More packed activations than a thread's scratch may hold at once."""
-    shape = (kernel.rows + 1, 1601)
-    weight = Weight.random(shape, kernel.rows, cols, 0.03 if cols == 1 else 0.4)
-    x, bias = torch.randn(3201, shape[1]), torch.randn(shape[0])
-    Expected.of(x, weight).check(weight(x, kernel.name, bias, "relu"), bias, "relu")
-
-
-@every_kernel
-def test_a_packed_tile_for_several_chunks(kernel: Kernel) -> None:
-    weight = Weight.random((1700, 2400), kernel.rows, 1, 0.16)
-    x, bias = torch.randn(27, 2400), torch.randn(1700)
-    Expected.of(x, weight).check(weight(x, kernel.name, bias, "relu"), bias, "relu")
-
-
-@every_kernel
-def test_a_block_larger_than_a_chunk(kernel: Kernel) -> None:
-    cols = 68000 // kernel.rows
-    for inputs in (cols, cols + 1000):
-        weight = Weight.random((kernel.rows + 1, inputs), kernel.rows, cols, 1.0)
-        x = torch.randn(20, inputs)
-        expected = Expected.of(x, weight)
-        for tokens in (1, 20):
-            expected.check(weight(x[:tokens], kernel.name))
-
-
-@every_kernel
-def test_rows_a_multiple_of_4_kib_apart(kernel: Kernel) -> None:
-    for density in (0.03, 0.4):
-        weight = Weight.random((kernel.rows + 1, 8192), kernel.rows, 1, density)
-        x = torch.randn(61, 8192)
-        Expected.of(x, weight).check(weight(x, kernel.name))
-
-
-@every_kernel
-def test_the_last_column_that_16_bits_can_name(kernel: Kernel) -> None:
-    keep = torch.rand(1, 65536) < 0.001
-    keep[0, 32767] = keep[0, 32768] = keep[0, 65535] = True
-    weight = Weight.of_blocks((kernel.rows, 65536), kernel.rows, 1, keep)
-    x = torch.randn(18, 65536)
-    expected = Expected.of(x, weight)
-    for tokens in (1, 18):
-        expected.check(weight(x[:tokens], kernel.name))
-
-
 # ---- how x lies in memory ------------------------------------------------------------------------
 
 
@@ -356,89 +169,6 @@ def test_leading_dimensions(kernel: Kernel) -> None:
         Expected.of(rows, weight).check(y.reshape(-1, kernel.rows + 2))
     for empty in (torch.randn(0, 33), torch.randn(2, 0, 3, 33)):
         assert weight(empty, kernel.name).shape == (*empty.shape[:-1], kernel.rows + 2)
-
-
-# ---- special values ------------------------------------------------------------------------------
-
-
-@every_kernel
-@pytest.mark.parametrize("cols", [1, 3])
-@pytest.mark.parametrize("special", [float("nan"), float("inf"), float("-inf")], ids=str)
-def test_nan_and_inf_reach_what_they_touch_and_nothing_else(kernel: Kernel, cols: int, special: float) -> None:
-    shape = (2 * kernel.rows + 1, 37)
-    weight = Weight.random(shape, kernel.rows, cols, 0.4)
-    for tokens in (1, 4, 6, 16, 26, 49):
-        clean = torch.randn(tokens, 37)
-        for token in {0, tokens // 2, tokens - 1}:
-            for place in (0, 36):
-                x = clean.clone()
-                x[token, place] = special
-                y, without = weight(x, kernel.name), weight(clean, kernel.name)
-                others = torch.arange(tokens) != token
-                assert torch.equal(y[others], without[others])
-                terms = (x[token].double() * weight.dense).masked_fill(~weight.mask, 0).sum(1)
-                touched = weight.mask[:, place]
-                assert torch.equal(y[token][~touched], without[token][~touched])
-                assert torch.equal(y[token][touched].double().nan_to_num(1.5), terms[touched].nan_to_num(1.5))
-
-
-@every_kernel
-def test_nan_passes_through_activations(kernel: Kernel) -> None:
-    weight = Weight.random((kernel.rows, 20), kernel.rows, 1, 1.0)
-    for tokens in (1, 17):
-        x = torch.full((tokens, 20), float("nan"))
-        for activation in ACTIVATIONS:
-            assert weight(x, kernel.name, activation=activation).isnan().all(), activation
-
-
-@every_kernel
-def test_negative_zeros_and_denormals_are_zeros_and_small_numbers(kernel: Kernel) -> None:
-    weight = Weight.random((kernel.rows + 3, 20), kernel.rows, 1, 0.5)
-    for activation in ACTIVATIONS:
-        for tokens in (2, 19):
-            x = torch.full((tokens, 20), -0.0)
-            assert (weight(x, kernel.name, None, activation) == 0).all()
-            assert (weight(x, kernel.name, torch.full((kernel.rows + 3,), -0.0), activation) == 0).all()
-    x = torch.randn(19, 20) * 1e-40
-    assert torch.allclose(weight(x, kernel.name).double(), x.double() @ weight.dense.T, rtol=0, atol=1e-43)
-
-
-# ---- activations ---------------------------------------------------------------------------------
-
-
-def through_activation(kernel: Kernel, inputs: Tensor, activation: str) -> Tensor:
-    """Passes numbers through the epilogue alone: an identity of one block column."""
-    keep = torch.ones(1, 1, dtype=torch.bool)
-    weight = Weight.of_blocks((kernel.rows, 1), kernel.rows, 1, keep)
-    weight.parts["values"].fill_(1.0)
-    return weight(inputs[:, None], kernel.name, None, activation)[:, 0]
-
-
-@every_kernel
-@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
-def test_activations_against_float64(kernel: Kernel, activation: str) -> None:
-    exponents = torch.logspace(-37, 38, 1500, dtype=torch.float64).float()
-    near = torch.linspace(-20, 20, 200_001)
-    far = torch.linspace(-200, 200, 20_001)
-    x = torch.cat([near, far, exponents, -exponents, torch.tensor([0.0, 3.4e38, -3.4e38])])
-    y, wanted = through_activation(kernel, x, activation).double(), ACTIVATIONS[activation](x.double())
-    if activation == "relu":
-        assert torch.equal(y, wanted)
-        return
-    error = (y - wanted).abs() / x.double().abs().clamp(min=1)
-    worst = int(error.argmax())
-    assert error[worst] < 1e-6, f"{activation}({float(x[worst])}) = {float(y[worst])}, not {float(wanted[worst])}"
-    # Where the true value has vanished, ours is nearly nothing too, however large the input.
-    vanished = x < -30
-    assert y[vanished].abs().max() < 1e-6
-
-
-@every_kernel
-@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
-def test_activations_of_infinity(kernel: Kernel, activation: str) -> None:
-    y = through_activation(kernel, torch.tensor([float("inf"), float("-inf")] * 17), activation)
-    assert (y[::2] == float("inf")).all()
-    assert y[1::2].abs().max() < 1e-6  # the limit, where F.gelu and F.silu return NaN
 
 
 # ---- threads -------------------------------------------------------------------------------------

@@ -1,0 +1,92 @@
+"""Every CPU kernel where the work is cut: tiles of inputs, chunks of block rows, batches of tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from block_cases import Expected, Kernel, Weight, every_kernel
+
+
+@every_kernel
+@pytest.mark.parametrize("cols", [1, 2, 3, 16])
+@pytest.mark.parametrize("density", [0.02, 0.15, 0.5])
+def test_many_tiles_of_inputs(kernel: Kernel, cols: int, density: float) -> None:
+    """Densities on both sides of the rule by which rows are packed; tails in each dimension."""
+    rows = kernel.rows
+    shape = (2 * rows + 3, 4397)
+    weight = Weight.random(shape, rows, cols, density)
+    x, bias = torch.randn(61, shape[1]), torch.randn(shape[0])
+    expected = Expected.of(x, weight)
+    for tokens, activation in ((1, "none"), (5, "gelu"), (13, "none"), (16, "relu"), (61, "silu")):
+        y = weight(x[:tokens], kernel.name, bias, activation)
+        expected.check(y, bias, activation, f"{tokens} tokens")
+
+
+@every_kernel
+def test_tiles_without_a_single_block(kernel: Kernel) -> None:
+    keep = torch.zeros(3, 5000, dtype=torch.bool)
+    keep[0, 4999] = keep[1, 0] = keep[2, 2500] = True
+    weight = Weight.of_blocks((3 * kernel.rows, 5000), kernel.rows, 1, keep)
+    x = torch.randn(50, 5000)
+    Expected.of(x, weight).check(weight(x, kernel.name))
+
+
+@every_kernel
+def test_many_chunks_of_block_rows(kernel: Kernel) -> None:
+    """More weights than a chunk holds, and more block rows than one may have."""
+    heavy = Weight.random((12 * kernel.rows, 4096), kernel.rows, 4, 0.9)
+    x = torch.randn(27, 4096)
+    Expected.of(x, heavy).check(weight_out := heavy(x, kernel.name))
+    assert weight_out.shape == (27, 12 * kernel.rows)
+    long = Weight.random((4100 * kernel.rows - 1, 5), kernel.rows, 1, 0.3)
+    x = torch.randn(3, 5)
+    Expected.of(x, long).check(long(x, kernel.name, activation="relu"), activation="relu")
+
+
+@every_kernel
+@pytest.mark.parametrize(
+    "cols", [1, 3], ids=["rows copied because they do not stay in L1", "rows padded to whole blocks"]
+)
+def test_several_batches_of_tokens(kernel: Kernel, cols: int) -> None:
+    """More packed activations than a thread's scratch may hold at once."""
+    shape = (kernel.rows + 1, 1601)
+    weight = Weight.random(shape, kernel.rows, cols, 0.03 if cols == 1 else 0.4)
+    x, bias = torch.randn(3201, shape[1]), torch.randn(shape[0])
+    Expected.of(x, weight).check(weight(x, kernel.name, bias, "relu"), bias, "relu")
+
+
+@every_kernel
+def test_a_packed_tile_for_several_chunks(kernel: Kernel) -> None:
+    weight = Weight.random((1700, 2400), kernel.rows, 1, 0.16)
+    x, bias = torch.randn(27, 2400), torch.randn(1700)
+    Expected.of(x, weight).check(weight(x, kernel.name, bias, "relu"), bias, "relu")
+
+
+@every_kernel
+def test_a_block_larger_than_a_chunk(kernel: Kernel) -> None:
+    cols = 68000 // kernel.rows
+    for inputs in (cols, cols + 1000):
+        weight = Weight.random((kernel.rows + 1, inputs), kernel.rows, cols, 1.0)
+        x = torch.randn(20, inputs)
+        expected = Expected.of(x, weight)
+        for tokens in (1, 20):
+            expected.check(weight(x[:tokens], kernel.name))
+
+
+@every_kernel
+def test_rows_a_multiple_of_4_kib_apart(kernel: Kernel) -> None:
+    for density in (0.03, 0.4):
+        weight = Weight.random((kernel.rows + 1, 8192), kernel.rows, 1, density)
+        x = torch.randn(61, 8192)
+        Expected.of(x, weight).check(weight(x, kernel.name))
+
+
+@every_kernel
+def test_the_last_column_that_16_bits_can_name(kernel: Kernel) -> None:
+    keep = torch.rand(1, 65536) < 0.001
+    keep[0, 32767] = keep[0, 32768] = keep[0, 65535] = True
+    weight = Weight.of_blocks((kernel.rows, 65536), kernel.rows, 1, keep)
+    x = torch.randn(18, 65536)
+    expected = Expected.of(x, weight)
+    for tokens in (1, 18):
+        expected.check(weight(x[:tokens], kernel.name))
