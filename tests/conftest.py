@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,18 @@ settings.load_profile("default")
 
 ISAS = _native.native.isa_supported() if _native.native else ["none"]
 """Every instruction set that kernels exist for and this machine has."""
+
+
+def pytest_configure() -> None:
+    """CI asks for the library: without it most tests would be skipped, and the rest would pass."""
+    if _native.native is None and os.environ.get("SPARSEKERN_REQUIRE_NATIVE", "0") not in ("", "0"):
+        raise pytest.UsageError(f"SPARSEKERN_REQUIRE_NATIVE is set, but there are no native kernels: {_native.failure}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What tests the compiled kernels says, in a pure-Python installation, why they are missing."""
+    if item.get_closest_marker("needs_native") and _native.native is None:
+        pytest.skip(f"no native kernels: {_native.failure}")
 
 
 @pytest.fixture(autouse=True)

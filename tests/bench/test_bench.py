@@ -10,11 +10,9 @@ from types import ModuleType
 import pytest
 
 import sparsekern as sk
-from sparsekern import _native
 from sparsekern.cli import doctor
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
-needs_native = pytest.mark.skipif(_native.native is None, reason="no native kernels")
 
 
 def run(script: str, *arguments: object) -> str:
@@ -35,7 +33,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@needs_native
+@pytest.mark.needs_native
 def test_linear_records_what_a_number_needs(results: Path) -> None:
     records = [json.loads(line) for line in results.read_text().splitlines()]
     assert [(r["case"]["in"], r["case"]["tokens"]) for r in records] == [(32, 1), (48, 1), (32, 8), (48, 8)]
@@ -49,7 +47,7 @@ def test_linear_records_what_a_number_needs(results: Path) -> None:
         assert record["env"]["isa"] == sk.Target.detect().isa
 
 
-@needs_native
+@pytest.mark.needs_native
 def test_summary_is_made_of_them(results: Path) -> None:
     printed = run("summarize.py", results)
     assert printed.count("## ") == 1 and "dense PyTorch: eager" in printed

@@ -30,7 +30,7 @@ def test_says_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
     assert torch.__version__ in capsys.readouterr().out
 
 
-@pytest.mark.skipif(_native.native is None, reason="needs the native library")
+@pytest.mark.needs_native
 def test_native_build_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     found = facts(capsys)
     assert found["native"]["built"] and found["native"]["compiler"]
@@ -38,7 +38,7 @@ def test_native_build_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["kernels"]["cpu"]
 
 
-@pytest.mark.skipif(_native.native is None, reason="needs the native library")
+@pytest.mark.needs_native
 def test_kernels_above_the_level_in_use_are_not_active(capsys: pytest.CaptureFixture[str]) -> None:
     before = _native.native.isa()
     _native.native.set_isa("portable")
@@ -72,7 +72,7 @@ def test_missing_extra_comes_with_its_command(
     assert extras["demo"] == {"missing": ["no-such-package>=2,<3"], "fix": 'pip install "no-such-package>=2,<3"'}
 
 
-@pytest.mark.skipif(_native.native is None, reason="needs the native library")
+@pytest.mark.needs_native
 def test_instruction_set_that_the_cpu_lacks_is_a_problem_and_no_traceback() -> None:
     # In a process of its own: the variable is read when the package is imported.
     ran = started_with("avx9000", "doctor", "--json")
@@ -83,7 +83,7 @@ def test_instruction_set_that_the_cpu_lacks_is_a_problem_and_no_traceback() -> N
     assert problem.startswith("SPARSEKERN_ISA=avx9000: expected one of ")
 
 
-@pytest.mark.skipif(_native.native is None, reason="needs the native library")
+@pytest.mark.needs_native
 def test_other_verbs_refuse_such_an_instruction_set_in_one_line() -> None:
     ran = started_with("avx9000", "kernels")
     assert (ran.returncode, ran.stdout) == (2, "")
@@ -91,7 +91,7 @@ def test_other_verbs_refuse_such_an_instruction_set_in_one_line() -> None:
     assert line.startswith("sparsekern kernels: SPARSEKERN_ISA=avx9000: expected one of ")
 
 
-@pytest.mark.skipif(_native.native is None, reason="needs the native library")
+@pytest.mark.needs_native
 def test_the_command_line_keeps_to_the_instruction_set() -> None:
     found = json.loads(started_with("portable", "doctor", "--json").stdout)
     assert found["isa"]["active"] == "portable" and not found["problems"]

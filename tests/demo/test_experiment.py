@@ -10,13 +10,11 @@ import pytest
 import torch
 
 import sparsekern as sk
-from sparsekern import _native
 from sparsekern.cli import UserError, demo as command, main as cli
 from sparsekern.demo import evaluate, minilm, summary
 from sparsekern.demo.experiment import Settings, Subject, run
 from sparsekern.report import html
 
-needs_native = pytest.mark.skipif(_native.native is None, reason="no native kernels")
 transformers = pytest.importorskip("transformers")
 
 SETTINGS = Settings(
@@ -99,7 +97,7 @@ def test_without_a_compiler_everything_runs_eager(monkeypatch):
     assert "torch.compile does not work here, RuntimeError: no C++ compiler" in summary.notes(found)[0]
 
 
-@needs_native
+@pytest.mark.needs_native
 def test_wrong_kernel_is_noticed(monkeypatch):
     from sparsekern import backends
 
@@ -228,7 +226,7 @@ def test_missing_kernels_are_named_with_their_remedy(monkeypatch, capsys):
     assert "sparsekern doctor" in capsys.readouterr().err
 
 
-@needs_native
+@pytest.mark.needs_native
 def test_missing_packages_are_named_with_their_commands(monkeypatch, capsys):
     monkeypatch.setattr(minilm, "missing", lambda: (["transformers"], ["gensim"]))
     assert cli.main(["demo"]) == 2
@@ -269,7 +267,7 @@ def small(monkeypatch):
     monkeypatch.setattr(experiment, "Settings", lambda: SETTINGS)
 
 
-@needs_native
+@pytest.mark.needs_native
 @pytest.mark.parametrize("as_json", [False, True])
 def test_command_from_end_to_end(small, capsys, tmp_path, as_json):
     output = tmp_path / "report.html"
@@ -283,7 +281,7 @@ def test_command_from_end_to_end(small, capsys, tmp_path, as_json):
     assert "Calibrate:" in printed.err, "not a terminal: one line a step"
 
 
-@needs_native
+@pytest.mark.needs_native
 def test_results_are_printed_though_the_disk_is_full(small, capsys):
     assert cli.main(["demo", "--output", "/dev/full"]) == 2
     printed = capsys.readouterr()
@@ -291,7 +289,7 @@ def test_results_are_printed_though_the_disk_is_full(small, capsys):
     assert "the report is not: /dev/full: No space left on device" in printed.err and "Traceback" not in printed.err
 
 
-@needs_native
+@pytest.mark.needs_native
 def test_the_report_is_written_though_nobody_reads_the_output(small, monkeypatch, tmp_path):
     def gone(*args):
         raise BrokenPipeError

@@ -9,7 +9,6 @@ import sparsekern as sk
 from sparsekern.layouts import Granularity, PackedWeight
 
 NATIVE = [r for r in sk.kernels() if r.op == "block_linear" and r.runs_here]
-needs_native = pytest.mark.skipif(not NATIVE, reason="no native kernels")
 
 
 def packed_as(granularity: Granularity, dtype: torch.dtype = torch.float32) -> PackedWeight:
@@ -90,7 +89,7 @@ def test_tracing_and_vmap_find_the_op(granularity: Granularity, trained: bool) -
         torch.testing.assert_close(torch.vmap(layer)(x), y)
 
 
-@needs_native
+@pytest.mark.needs_native
 def test_a_kernel_asked_for_by_name_runs_or_is_an_error() -> None:
     packed, x = packed_as(sk.Block(16, 1)), torch.randn(70, 24)
     ran = []

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from sparsekern._native import native
-
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ["setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "csrc", "sparsekern"]
 
@@ -80,7 +78,7 @@ PyMODINIT_FUNC PyInit__C() { static PyModuleDef def = {PyModuleDef_HEAD_INIT, "_
 """
 
 
-@pytest.mark.skipif(native is None, reason="needs what the native library is built with")
+@pytest.mark.needs_native
 def test_building_in_place_renews_the_record_of_what_was_built(checkout: Path) -> None:
     shutil.rmtree(checkout / "csrc")
     (checkout / "csrc" / "core").mkdir(parents=True)

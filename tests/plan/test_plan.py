@@ -4,17 +4,15 @@ import pytest
 import torch
 
 import sparsekern as sk
-from sparsekern import _native, plan
+from sparsekern import plan
 from sparsekern.plan import Request, backends, refusals, registry, select
-
-needs_native = pytest.mark.skipif(_native.native is None, reason="no native kernels")
 
 
 def request(granularity: object, dtype: torch.dtype = torch.float32, device: str = "cpu", columns: int = 64) -> Request:
     return Request(granularity, (64, columns), dtype, device)  # type: ignore[arg-type]
 
 
-@needs_native
+@pytest.mark.needs_native
 @pytest.mark.parametrize("rows", [4, 8, 16, 32, 48, 64])
 def test_native_kernels_serve_their_blocks_on_every_isa(rows: int, isa: str) -> None:
     wanted = request(sk.Block(rows, 1))
@@ -24,7 +22,7 @@ def test_native_kernels_serve_their_blocks_on_every_isa(rows: int, isa: str) -> 
         assert name in [record.name for record in sk.kernels()] and name.endswith(isa)
 
 
-@needs_native
+@pytest.mark.needs_native
 @pytest.mark.parametrize(
     "wanted, reason",
     [
@@ -58,7 +56,7 @@ def test_the_kernel_table_is_that_of_the_back_ends() -> None:
     assert all(record.runs_here for record in sk.kernels() if record.backend == "reference")
 
 
-@needs_native
+@pytest.mark.needs_native
 def test_kernels_are_chosen_for_the_tokens_that_their_records_say(isa: str) -> None:
     for record in sk.kernels():
         if record.isa == isa:
@@ -86,7 +84,7 @@ def test_numbers_of_a_record_for_people() -> None:
     assert not record(rows=8, multiple=False).covers(record(rows=8))
 
 
-@needs_native
+@pytest.mark.needs_native
 def test_the_target_follows_the_isa(isa: str) -> None:
     target = sk.Target.detect()
     assert target.isa == isa and isa in target.isas and target.native and target.cpu and target.cores >= 1
