@@ -178,23 +178,29 @@ struct OutputsFamily {
   static constexpr int64_t kPanel = kMost;
   static constexpr int64_t kQuantum = 1;
   static constexpr int64_t kStrip = NV * V::kLanes;
-  static constexpr int64_t kMostInputs = 8 * 1024;  // rows read in place stay in L2
+  // Rows read in place stay in L2; longer ones leave so few block rows to a chunk that x is read
+  // from afar again and again.
+  static constexpr int64_t kMostInputs = 3 * 1024;
   static constexpr int64_t kNearFloats = 6 * 1024;  // rows stay in an L1 of 32 KiB
   static constexpr int64_t kTileFloats = 4608;      // copied rows leave room for weights and y
 
   // Rows are read where they are, and to their end, unless
   // - their end is no whole block of inputs,
-  // - they do not stay in L1 and the weights use too little of each cache line brought from L2:
-  //   less than three inputs, or less than all if tall blocks ask for the lines strip after strip,
+  // - they do not stay in L1, and less than three inputs of a cache line are used together,
+  // - they are far longer than L1, and tall blocks ask for them strip after strip, or so few of
+  //   their lines are used that the hardware, which fetches neighbours ahead, fetches others,
   // - or they are more than an 8-way cache has ways for, and lie a multiple of 4 KiB apart, where
   //   one input of all tokens competes for the same cache sets.
   // Otherwise a tile of them is copied, side by side in L1.
   static Reading reading(const BlockMatrix& a, const LinearCall& call, int64_t tokens,
                          double density) {
-    const double used_of_line = density * kLine > a.cols ? density * kLine : (double)a.cols;
+    const double line_use = density * kLine;  // inputs of a line, and blocks of so many inputs
+    const int64_t together = min64(a.cols, kLine);
     const int64_t floats = a.in_features * tokens;
-    const bool tall = a.rows > kStrip && floats > 2 * kNearFloats;
-    const bool worth = floats <= kNearFloats || used_of_line >= (tall ? kLine : 3);
+    bool worth = floats <= kNearFloats || line_use >= 3 || together >= 3;
+    if (floats > 2 * kNearFloats) {
+      worth = a.rows <= kStrip && line_use >= 3 && line_use >= 0.4 * (double)together;
+    }
     const bool crowded = tokens > 8 && call.x_stride % 1024 == 0;
     if (a.in_features % a.cols == 0 && worth && !crowded) return {true, kMostInputs};
     return {false, kTileFloats / tokens};
