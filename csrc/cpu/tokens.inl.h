@@ -3,9 +3,10 @@
 //
 //   acc[r][m] += splat(weight[k][r]) * x[k][m]        R outputs x MV vectors of tokens
 //
-// For each input: MV activation loads, R splats, R * MV multiply-adds. The sums of a cache line of
-// outputs are collected in `cells` [outputs][tokens] and then transposed into, or onto, row-major
-// y.
+// For each input: MV activation loads, R splats, R * MV multiply-adds. The panel of activations
+// lies in L2, and no hardware foresees which of its rows the columns ask for; so they are fetched
+// by the columns of blocks that come later. The sums of a cache line of outputs are collected in
+// `cells` [outputs][tokens] and then transposed into, or onto, row-major y.
 
 // Packs `tokens` <= V::kLanes rows of x into a panel [inputs][width]. Where there is room for more
 // lanes than tokens they repeat the last one: their sums are computed and never stored.
@@ -32,6 +33,12 @@ struct TokensStrip {
   using Reg = typename V::Reg;
   static constexpr int kLanes = V::kLanes;
   static constexpr int64_t kWidth = MV * kLanes;
+  static constexpr int64_t kInputsAhead = 12;  // some 72 cycles, of which L2 takes 14
+
+  static SPARSEKERN_INLINE void fetch(const float* x) {
+    SPARSEKERN_UNROLL
+    for (int i = 0; i < kWidth; i += kLine) prefetch(x + i);
+  }
 
   static SPARSEKERN_INLINE void step(Reg acc[R][MV], const float* w, const float* x) {
     Reg token[MV];
@@ -45,9 +52,11 @@ struct TokensStrip {
     }
   }
 
-  // Blocks [begin, end) of one block row, outputs [offset, offset + R) of it.
+  // Blocks [begin, end) of one block row, outputs [offset, offset + R) of it. Up to `foreseen`, a
+  // block is stored that comes `ahead` blocks later, if only in the next block row.
   static SPARSEKERN_INLINE void add(const BlockMatrix& a, int64_t begin, int64_t end,
-                                    int64_t offset, const float* panel, float* cells) {
+                                    int64_t foreseen, int64_t ahead, int64_t offset,
+                                    const float* panel, float* cells) {
     Reg acc[R][MV];
     SPARSEKERN_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -58,12 +67,21 @@ struct TokensStrip {
     const float* w = a.values + begin * cols * rows + offset;
     const uint16_t* column = a.columns + begin;
     const uint16_t* const last = a.columns + end;
+    const uint16_t* const last_foreseen = a.columns + min64(end, foreseen);
     if (cols == 1) {
+      for (; column < last_foreseen; ++column, w += rows) {
+        fetch(panel + column[kInputsAhead] * kWidth);
+        step(acc, w, panel + *column * kWidth);
+      }
       for (; column < last; ++column, w += rows) step(acc, w, panel + *column * kWidth);
     } else {
       for (; column < last; ++column) {
         const float* x = panel + *column * cols * kWidth;
-        for (int64_t j = 0; j < cols; ++j, w += rows, x += kWidth) step(acc, w, x);
+        const float* later = column < last_foreseen ? panel + column[ahead] * cols * kWidth : x;
+        for (int64_t j = 0; j < cols; ++j, w += rows, x += kWidth, later += kWidth) {
+          fetch(later);
+          step(acc, w, x);
+        }
       }
     }
     SPARSEKERN_UNROLL
@@ -115,17 +133,20 @@ struct TokensStrip {
     alignas(64) float cells[kLine * kWidth];  // block rows end at a line: the table has 4 and 8
     const int32_t* span = chunk.spans;
     const int64_t outputs_end = min64(chunk.row_end * a.rows, a.out_features);
+    const int64_t ahead = max64(1, kInputsAhead / a.cols);
+    const int64_t foreseen = max64(0, a.offsets[a.block_rows()] - ahead);
     for (int64_t row = chunk.row_begin; row < chunk.row_end;) {
       const int64_t output = row * a.rows;
       float* cell = cells;
+      float* const line = y + (output - chunk.row_begin * a.rows);
+      for (int64_t t = 0; t < tokens; ++t) __builtin_prefetch(line + t * call.y_stride, 1, 2);
       for (; row < chunk.row_end && cell < cells + kLine * kWidth; ++row, span += 2) {
         for (int64_t offset = 0; offset < a.rows; offset += R, cell += R * kWidth) {
-          add(a, span[0], span[1], offset, panel, cell);
+          add(a, span[0], span[1], foreseen, ahead, offset, panel, cell);
         }
       }
       write(cells, min64(kLine, outputs_end - output), chunk.first_tile,
-            call.bias ? call.bias + output : nullptr, tokens,
-            y + (output - chunk.row_begin * a.rows), call.y_stride);
+            call.bias ? call.bias + output : nullptr, tokens, line, call.y_stride);
     }
   }
 };
