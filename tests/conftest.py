@@ -65,3 +65,11 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _native.native.set_isa(request.param)
     yield request.param
     _native.native.set_isa(before)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """The test may change the number of PyTorch's threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

@@ -184,26 +184,32 @@ struct OutputsFamily {
   static constexpr int64_t kNearFloats = 6 * 1024;  // rows stay in an L1 of 32 KiB
   static constexpr int64_t kTileFloats = 4608;      // copied rows leave room for weights and y
 
-  // Rows are read where they are, and to their end, unless
-  // - their end is no whole block of inputs,
-  // - they do not stay in L1, and less than three inputs of a cache line are used together,
-  // - they are far longer than L1, and tall blocks ask for them strip after strip, or so few of
-  //   their lines are used that the hardware, which fetches neighbours ahead, fetches others,
-  // - or they are more than an 8-way cache has ways for, and lie a multiple of 4 KiB apart, where
-  //   one input of all tokens competes for the same cache sets.
+  // The hardware, which fetches neighbours of what is read, brings the right lines if at least so
+  // many of them are asked for.
+  static constexpr double kFollowed = 0.4;
+
+  // Whether rows are as well read where they are as from a copy in L1.
+  static bool worth_in_place(const BlockMatrix& a, int64_t floats, double density) {
+    if (floats <= kNearFloats) return true;
+    const double line_use = density * kLine;
+    const int64_t together = min64(a.cols, kLine);
+    // A line brought from L2 should serve a strip with three inputs at least.
+    if (floats <= 2 * kNearFloats) return line_use >= 3 || together >= 3;
+    // From farther away the hardware must have it ready; and the strips of tall blocks would ask
+    // for it again and again.
+    return a.rows <= kStrip && line_use >= 3 && line_use >= kFollowed * (double)together;
+  }
+
+  // Rows are read where they are if that is worth it, unless blocks reach over their end, or there
+  // are more rows than an 8-way cache has ways for and they lie a multiple of 4 KiB apart, where
+  // one input of all tokens competes for the same cache sets.
   // Otherwise a tile of them is copied, side by side in L1.
   static Reading reading(const BlockMatrix& a, const LinearCall& call, int64_t tokens,
                          double density) {
-    const double line_use = density * kLine;  // inputs of a line, and blocks of so many inputs
-    const int64_t together = min64(a.cols, kLine);
-    const int64_t floats = a.in_features * tokens;
-    bool worth = floats <= kNearFloats || line_use >= 3 || together >= 3;
-    if (floats > 2 * kNearFloats) {
-      worth = a.rows <= kStrip && line_use >= 3 && line_use >= 0.4 * (double)together;
-    }
     const bool crowded = tokens > 8 && call.x_stride % 1024 == 0;
-    if (a.in_features % a.cols == 0 && worth && !crowded) return {true, kMostInputs};
-    return {false, kTileFloats / tokens};
+    const bool in_place = a.in_features % a.cols == 0 && !crowded &&
+                          worth_in_place(a, a.in_features * tokens, density);
+    return in_place ? Reading{true, kMostInputs} : Reading{false, kTileFloats / tokens};
   }
 
   // An odd number of cache lines: rows do not compete for the same cache sets.

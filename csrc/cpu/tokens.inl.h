@@ -33,7 +33,8 @@ struct TokensStrip {
   using Reg = typename V::Reg;
   static constexpr int kLanes = V::kLanes;
   static constexpr int64_t kWidth = MV * kLanes;
-  static constexpr int64_t kInputsAhead = 12;  // some 72 cycles, of which L2 takes 14
+  // L2 answers in some 14 cycles, and an input takes 6 or more.
+  static constexpr int64_t kInputsAhead = 12;
 
   static SPARSEKERN_INLINE void fetch(const float* x) {
     SPARSEKERN_UNROLL
@@ -52,8 +53,9 @@ struct TokensStrip {
     }
   }
 
-  // Blocks [begin, end) of one block row, outputs [offset, offset + R) of it. Up to `foreseen`, a
-  // block is stored that comes `ahead` blocks later, if only in the next block row.
+  // Blocks [begin, end) of one block row, outputs [offset, offset + R) of it. Up to block
+  // `foreseen` there is one that comes `ahead` blocks later: in this row, or the next one. (In a
+  // narrow K-tile it may be of another tile, and is fetched in vain.)
   static SPARSEKERN_INLINE void add(const BlockMatrix& a, int64_t begin, int64_t end,
                                     int64_t foreseen, int64_t ahead, int64_t offset,
                                     const float* panel, float* cells) {
@@ -75,10 +77,14 @@ struct TokensStrip {
       }
       for (; column < last; ++column, w += rows) step(acc, w, panel + *column * kWidth);
     } else {
+      // The rows of a block lie one after the other, which the hardware does foresee: the first few
+      // of the block to come are enough.
+      const int64_t lead = min64(cols, kInputsAhead);
       for (; column < last; ++column) {
         const float* x = panel + *column * cols * kWidth;
+        for (int64_t j = lead; j < cols; ++j, w += rows, x += kWidth) step(acc, w, x);
         const float* later = column < last_foreseen ? panel + column[ahead] * cols * kWidth : x;
-        for (int64_t j = 0; j < cols; ++j, w += rows, x += kWidth, later += kWidth) {
+        for (int64_t j = 0; j < lead; ++j, w += rows, x += kWidth, later += kWidth) {
           fetch(later);
           step(acc, w, x);
         }
@@ -130,22 +136,25 @@ struct TokensStrip {
   static SPARSEKERN_NOINLINE void run(const BlockMatrix& a, const LinearCall& call,
                                       const Chunk& chunk, const float* panel, int64_t tokens,
                                       float* y) {
-    alignas(64) float cells[kLine * kWidth];  // block rows end at a line: the table has 4 and 8
+    alignas(64) float cells[kLine * kWidth];
     const int32_t* span = chunk.spans;
     const int64_t outputs_end = min64(chunk.row_end * a.rows, a.out_features);
     const int64_t ahead = max64(1, kInputsAhead / a.cols);
     const int64_t foreseen = max64(0, a.offsets[a.block_rows()] - ahead);
     for (int64_t row = chunk.row_begin; row < chunk.row_end;) {
       const int64_t output = row * a.rows;
+      // Up to the end of a cache line of y, where its rows begin with one. A line is fetched before
+      // it is written, and no line is written twice.
+      const int64_t room = kLine - output % kLine;
       float* cell = cells;
       float* const line = y + (output - chunk.row_begin * a.rows);
       for (int64_t t = 0; t < tokens; ++t) __builtin_prefetch(line + t * call.y_stride, 1, 2);
-      for (; row < chunk.row_end && cell < cells + kLine * kWidth; ++row, span += 2) {
+      for (; row < chunk.row_end && cell < cells + room * kWidth; ++row, span += 2) {
         for (int64_t offset = 0; offset < a.rows; offset += R, cell += R * kWidth) {
           add(a, span[0], span[1], foreseen, ahead, offset, panel, cell);
         }
       }
-      write(cells, min64(kLine, outputs_end - output), chunk.first_tile,
+      write(cells, min64(room, outputs_end - output), chunk.first_tile,
             call.bias ? call.bias + output : nullptr, tokens, line, call.y_stride);
     }
   }

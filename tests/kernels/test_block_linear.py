@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,13 +11,6 @@ from hypothesis import given, settings, strategies as st
 
 TOKENS = [*range(14), 16, 17, 23, 24, 25, 47, 48, 49, 97, 130]
 COLS = [1, 2, 3, 16, 17]
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 # ---- shapes --------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from block_cases import Expected, Kernel, Weight, every_kernel
+from block_cases import KERNELS, Expected, Kernel, Weight, every_kernel
 
 
 @every_kernel
@@ -20,6 +20,58 @@ def test_many_tiles_of_inputs(kernel: Kernel, cols: int, density: float) -> None
     for tokens, activation in ((1, "none"), (5, "gelu"), (13, "none"), (16, "relu"), (61, "silu")):
         y = weight(x[:tokens], kernel.name, bias, activation)
         expected.check(y, bias, activation, f"{tokens} tokens")
+
+
+@every_kernel
+@pytest.mark.parametrize(
+    ("inputs", "cols", "density"),
+    [(4400, 16, 0.3), (4400, 16, 0.5), (5000, 5, 0.6), (6144, 2, 0.25), (13000, 3, 0.3)],
+    ids=["lines left out", "lines in a row", "blocks that no tile's limit divides", "pairs", "many tiles"],
+)
+def test_long_rows(kernel: Kernel, inputs: int, cols: int, density: float, threads: None) -> None:
+    """Inputs for several tiles, copied or read in place, as whole blocks; the same bits however it is cut."""
+    weight = Weight.random((2 * kernel.rows + 3, inputs), kernel.rows, cols, density)
+    x = torch.randn(61, inputs)
+    expected = Expected.of(x, weight)
+    for tokens in (1, 7, 13, 61):
+        results = []
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            results.append(weight(x[:tokens], kernel.name))
+        expected.check(results[0], what=f"{tokens} tokens")
+        assert torch.equal(results[0], results[1])
+
+
+@pytest.mark.parametrize("kernel", [k for k in KERNELS if k.multiple], ids=lambda k: k.name)
+@pytest.mark.parametrize("cols", [1, 3])
+def test_tall_blocks_of_long_rows(kernel: Kernel, cols: int) -> None:
+    """Several strips a block, in several tiles of inputs."""
+    rows = 3 * kernel.rows
+    for density in (0.1, 0.5):
+        weight = Weight.random((2 * rows - 7, 4397), rows, cols, density)
+        x, bias = torch.randn(13, 4397), torch.randn(2 * rows - 7)
+        expected = Expected.of(x, weight)
+        for tokens in (1, 5, 13):
+            expected.check(weight(x[:tokens], kernel.name, bias, "relu"), bias, "relu")
+
+
+@every_kernel
+@pytest.mark.parametrize("cols", [1, 2, 5, 12, 13, 40])
+def test_fewer_blocks_than_are_fetched_ahead(kernel: Kernel, cols: int) -> None:
+    """Kernels look for the columns of blocks to come, which at the end of the matrix are not there."""
+    for blocks in (0, 1, 2, 3, 11, 12, 13):
+        keep = torch.zeros(3, 14, dtype=torch.bool)
+        keep[2, :blocks] = True
+        weight = Weight.of_blocks((3 * kernel.rows, 14 * cols), kernel.rows, cols, keep)
+        x = torch.randn(26, 14 * cols)
+        Expected.of(x, weight).check(weight(x, kernel.name), what=f"{blocks} blocks")
+
+
+@every_kernel
+def test_chunks_that_end_within_a_cache_line_of_outputs(kernel: Kernel) -> None:
+    weight = Weight.random((1700, 3072), kernel.rows, 1, 0.3)
+    x, bias = torch.randn(50, 3072), torch.randn(1700)
+    Expected.of(x, weight).check(weight(x, kernel.name, bias, "silu"), bias, "silu")
 
 
 @every_kernel
