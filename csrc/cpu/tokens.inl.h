@@ -144,7 +144,7 @@ struct TokensStrip {
     for (int64_t row = chunk.row_begin; row < chunk.row_end;) {
       const int64_t output = row * a.rows;
       // Up to the end of a cache line of y, where its rows begin with one. A line is fetched before
-      // it is written, and no line is written twice.
+      // it is written, and a tile writes none twice.
       const int64_t room = kLine - output % kLine;
       float* cell = cells;
       float* const line = y + (output - chunk.row_begin * a.rows);

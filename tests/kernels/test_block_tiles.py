@@ -68,13 +68,6 @@ def test_fewer_blocks_than_are_fetched_ahead(kernel: Kernel, cols: int) -> None:
 
 
 @every_kernel
-def test_chunks_that_end_within_a_cache_line_of_outputs(kernel: Kernel) -> None:
-    weight = Weight.random((1700, 3072), kernel.rows, 1, 0.3)
-    x, bias = torch.randn(50, 3072), torch.randn(1700)
-    Expected.of(x, weight).check(weight(x, kernel.name, bias, "silu"), bias, "silu")
-
-
-@every_kernel
 def test_tiles_without_a_single_block(kernel: Kernel) -> None:
     keep = torch.zeros(3, 5000, dtype=torch.bool)
     keep[0, 4999] = keep[1, 0] = keep[2, 2500] = True
@@ -108,10 +101,15 @@ def test_several_batches_of_tokens(kernel: Kernel, cols: int) -> None:
 
 
 @every_kernel
-def test_a_packed_tile_for_several_chunks(kernel: Kernel) -> None:
-    weight = Weight.random((1700, 2400), kernel.rows, 1, 0.16)
-    x, bias = torch.randn(27, 2400), torch.randn(1700)
-    Expected.of(x, weight).check(weight(x, kernel.name, bias, "relu"), bias, "relu")
+@pytest.mark.parametrize(
+    ("inputs", "density", "tokens", "activation"),
+    [(2400, 0.16, 27, "relu"), (3072, 0.3, 50, "silu")],
+    ids=["a packed tile for several chunks", "chunks that end within a cache line of outputs"],
+)
+def test_several_chunks(kernel: Kernel, inputs: int, density: float, tokens: int, activation: str) -> None:
+    weight = Weight.random((1700, inputs), kernel.rows, 1, density)
+    x, bias = torch.randn(tokens, inputs), torch.randn(1700)
+    Expected.of(x, weight).check(weight(x, kernel.name, bias, activation), bias, activation)
 
 
 @every_kernel
