@@ -11,7 +11,7 @@ if _sys.argv[:1] != ["-m"]:
 
 from . import backends as _backends  # noqa: F401  (registers the back ends)
 from .io import load_, save
-from .layouts import Block, Channel, PackedWeight, Unstructured, pack
+from .layouts import NM, Block, Channel, PackedWeight, Unstructured, pack
 from .nn import Sparse, SparseLinear, densify_, linear, sparsify_
 from .plan import KernelRecord, Target, kernels
 from .prune import make_mask
@@ -19,6 +19,7 @@ from .prune import make_mask
 __version__ = "0.1.0"
 
 __all__ = [
+    "NM",
     "Block",
     "Channel",
     "KernelRecord",

@@ -3,10 +3,12 @@
 from .block import Block
 from .channel import Channel
 from .granularity import Granularity, Parts, parse, register, registered
+from .nm import NM
 from .packed import WEIGHT_DTYPES, PackedWeight, check_weight, pack
 from .unstructured import Unstructured
 
 __all__ = [
+    "NM",
     "WEIGHT_DTYPES",
     "Block",
     "Channel",

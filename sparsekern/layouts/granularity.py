@@ -31,13 +31,20 @@ class Granularity(ABC):
     kind: ClassVar[str]
     """Name in the registry, in ``spec`` and in saved files."""
 
-    part_names: ClassVar[tuple[str, ...]]
-    """Names of the packed tensors; the first one holds the values."""
+    @property
+    @abstractmethod
+    def part_names(self) -> tuple[str, ...]:
+        """Names of the packed tensors; the first one holds the values."""
 
     @property
     @abstractmethod
     def label(self) -> str:
         """Short name for people, such as ``16x1``."""
+
+    @property
+    def implied_sparsity(self) -> float | None:
+        """Share of the weights that the pattern itself drops; None where the user chooses it."""
+        return None
 
     @cached_property
     def spec(self) -> str:

@@ -80,9 +80,9 @@ class SparseLinear(nn.Module):
         Args:
             linear: the dense layer; it is left as it was.
             granularity: groups that are kept or dropped together.
-            sparsity: share of the groups to drop by magnitude, in [0, 1).
-            mask: bool ``[out, in]``, True = kept, instead of ``sparsity``. With neither, the zeros of
-                the weight are the mask.
+            sparsity: share of the groups to drop by magnitude, in [0, 1); granularities that imply one need none.
+            mask: bool ``[out, in]``, True = kept, instead of ``sparsity``. With neither, and none implied, the
+                zeros of the weight are the mask.
 
         Raises:
             TypeError: not an ``nn.Linear``.
@@ -95,7 +95,7 @@ class SparseLinear(nn.Module):
             raise ValueError(f"SparseLinear.from_dense: expected a plain nn.Linear, got one that is more: {beyond}")
         if sparsity is not None and mask is not None:
             raise ValueError("SparseLinear.from_dense: give sparsity or mask, not both")
-        if sparsity is not None:
+        if sparsity is not None or (mask is None and granularity.implied_sparsity is not None):
             mask = make_mask(linear.weight, granularity, sparsity)
         layer = cls(pack(linear.weight, granularity, mask), linear.bias)
         layer._dense_requires_grad = linear.weight.requires_grad

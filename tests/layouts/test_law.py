@@ -121,7 +121,7 @@ def test_an_unreadable_spec_is_an_error(spec: str) -> None:
 
 @pytest.mark.parametrize("cls", registered().values())
 def test_granularities_are_values(cls: type[Granularity]) -> None:
-    granularity = cls(*(2,) * len(dataclasses.fields(cls)))
+    granularity = cls(*(1, 2, 4)[: len(dataclasses.fields(cls))])
     for same in (copy.deepcopy(granularity), pickle.loads(pickle.dumps(granularity)), parse(granularity.spec)):
         assert same == granularity and hash(same) == hash(granularity) and same.spec == granularity.spec
     with pytest.raises(AttributeError):
