@@ -1,7 +1,7 @@
 """Every torch op of the package: schema, reference implementation, fake, autograd, FLOP count.
 
-``sparsekern::linear`` takes any granularity and is plain torch. ``sparsekern::block_linear`` is the
-same function for block layouts; native code adds faster implementations of it and nothing else.
+``sparsekern::linear`` takes any granularity and is plain torch. ``sparsekern::block_linear`` and ``nm_linear`` are
+the same function for one layout each; native code adds faster implementations of them and nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from .layouts import Block, Granularity, parse
+from .layouts import NM, Block, Granularity, parse
 
 ACTIVATIONS = ("none", "relu", "gelu", "silu")
 """Fused activations; ``gelu`` is the exact one (erf), as ``torch.nn.functional.gelu``."""
@@ -28,6 +28,10 @@ _LIB.define(
 )
 _LIB.define(
     "block_linear(Tensor x, Tensor values, Tensor columns, Tensor offsets, Tensor? bias,"
+    " int out_features, int in_features, str activation, str kernel) -> Tensor"
+)
+_LIB.define(
+    "nm_linear(Tensor x, Tensor values, Tensor positions, Tensor? bias, int n, int m,"
     " int out_features, int in_features, str activation, str kernel) -> Tensor"
 )
 _LIB.define(
@@ -129,10 +133,31 @@ def _block_linear(
     activation: str,
     kernel: str,
 ) -> Tensor:
-    if kernel:
-        raise ValueError(f"sparsekern::block_linear: kernel {kernel!r} does not run on {x.device} with {x.dtype}")
+    _refuse_kernel(kernel, x, "sparsekern::block_linear")
     spec = _block_spec(values)
     return _linear(x, [values, columns, offsets], bias, spec, out_features, in_features, activation)
+
+
+@torch.library.impl(_LIB, "nm_linear", "CompositeExplicitAutograd")
+def _nm_linear(
+    x: Tensor,
+    values: Tensor,
+    positions: Tensor,
+    bias: Tensor | None,
+    n: int,
+    m: int,
+    out_features: int,
+    in_features: int,
+    activation: str,
+    kernel: str,
+) -> Tensor:
+    _refuse_kernel(kernel, x, "sparsekern::nm_linear")
+    return _linear(x, [values, positions], bias, NM(n, m).spec, out_features, in_features, activation)
+
+
+def _refuse_kernel(kernel: str, x: Tensor, what: str) -> None:
+    if kernel:
+        raise ValueError(f"{what}: kernel {kernel!r} does not run on {x.device} with {x.dtype}")
 
 
 @torch.library.impl(_LIB, "linear_grad_input", "CompositeExplicitAutograd")
@@ -176,6 +201,21 @@ def _(
     x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor, bias: Tensor | None, out_features: int, *rest: Any
 ) -> Tensor:
     _check_devices(x, [values, columns, offsets], bias, "sparsekern::block_linear")
+    return x.new_empty(*x.shape[:-1], out_features)
+
+
+@torch.library.register_fake("sparsekern::nm_linear", lib=_LIB)
+def _(
+    x: Tensor,
+    values: Tensor,
+    positions: Tensor,
+    bias: Tensor | None,
+    n: int,
+    m: int,
+    out_features: int,
+    *rest: Any,
+) -> Tensor:
+    _check_devices(x, [values, positions], bias, "sparsekern::nm_linear")
     return x.new_empty(*x.shape[:-1], out_features)
 
 
@@ -272,8 +312,29 @@ def _autograd_block_linear(
     return differentiable(below, (None, out_features, in_features, activation), x, bias, (values, columns, offsets))
 
 
+def _autograd_nm_linear(
+    keys: torch._C.DispatchKeySet,
+    x: Tensor,
+    values: Tensor,
+    positions: Tensor,
+    bias: Tensor | None,
+    n: int,
+    m: int,
+    out_features: int,
+    in_features: int,
+    activation: str,
+    kernel: str,
+) -> Tensor:
+    def below(x: Tensor, bias: Tensor | None, weight: Sequence[Tensor]) -> Tensor:
+        op, rest = torch.ops.sparsekern.nm_linear.default, (n, m, out_features, in_features, activation, kernel)
+        return op.redispatch(keys & torch._C._after_autograd_keyset, x, *weight, bias, *rest)
+
+    return differentiable(below, (NM(n, m).spec, out_features, in_features, activation), x, bias, (values, positions))
+
+
 _LIB.impl("linear", _autograd_linear, "Autograd", with_keyset=True)
 _LIB.impl("block_linear", _autograd_block_linear, "Autograd", with_keyset=True)
+_LIB.impl("nm_linear", _autograd_nm_linear, "Autograd", with_keyset=True)
 
 
 def differentiable(
@@ -312,7 +373,7 @@ def _(x_shape: Sequence[int], weight_shapes: Sequence[Sequence[int]], *rest: Any
     return _flops(x_shape, weight_shapes[0])
 
 
-@register_flop_formula(torch.ops.sparsekern.block_linear)
+@register_flop_formula([torch.ops.sparsekern.block_linear, torch.ops.sparsekern.nm_linear])
 def _(x_shape: Sequence[int], values_shape: Sequence[int], *rest: Any, **kwargs: Any) -> int:
     return _flops(x_shape, values_shape)
 

@@ -30,6 +30,8 @@ void set_isa(const std::string& name) {
   throw py::value_error("instruction set '" + name + "' is not supported by this CPU");
 }
 
+const char* format_name(Format format) { return format == Format::kBlock ? "block" : "nm"; }
+
 py::list kernels() {
   int count = 0;
   const KernelInfo* table = kernel_table(&count);
@@ -38,6 +40,7 @@ py::list kernels() {
     const KernelInfo& kernel = table[i];
     py::dict record;
     record["name"] = kernel.name;
+    record["format"] = format_name(kernel.format);
     record["rows"] = kernel.rows;
     record["multiple"] = kernel.multiple;
     record["isa"] = isa_name(kernel.isa);
@@ -48,9 +51,13 @@ py::list kernels() {
   return records;
 }
 
-std::string choose(int64_t block_rows, int64_t tokens) {
-  const KernelInfo* kernel = choose_kernel(block_rows, tokens);
-  return kernel == nullptr ? "" : kernel->name;
+std::string choose(const std::string& format, int64_t block_rows, int64_t tokens) {
+  for (const Format known : {Format::kBlock, Format::kNM}) {
+    if (format != format_name(known)) continue;
+    const KernelInfo* kernel = choose_kernel(known, block_rows, tokens);
+    return kernel == nullptr ? "" : kernel->name;
+  }
+  throw py::value_error("unknown format '" + format + "'");
 }
 
 }  // namespace
@@ -63,8 +70,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", [] { return std::string(isa_name(isa_limit())); }, "Level in use.");
   m.def("set_isa", &set_isa, py::arg("name"), "Lower or restore the level in use.");
   m.def("kernels", &kernels, "The CPU kernel table.");
-  m.def("choose", &choose, py::arg("block_rows"), py::arg("tokens"),
-        "Name of the kernel that serves blocks of so many rows; empty if none does.");
+  m.def("choose", &choose, py::arg("format"), py::arg("rows"), py::arg("tokens"),
+        "Name of the kernel that serves a format with so many rows together; empty if none does.");
   m.def("fma_peak_gflops", &fma_peak_gflops, py::arg("seconds"),
         py::call_guard<py::gil_scoped_release>(),
         "float32 multiply-add peak of one core at the level in use, in GFLOP/s.");

@@ -1,4 +1,4 @@
-// The CPU implementation of sparsekern::block_linear, through torch's stable ABI.
+// The CPU implementations of sparsekern::block_linear and nm_linear, through torch's stable ABI.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -31,30 +31,33 @@ std::string found(const Tensor& tensor) {
   return text;
 }
 
-Activation parse_activation(const std::string& name) {
+Activation parse_activation(const std::string& name, const char* op) {
   if (name == "none") return Activation::kNone;
   if (name == "relu") return Activation::kRelu;
   if (name == "gelu") return Activation::kGelu;
   if (name == "silu") return Activation::kSilu;
-  STD_TORCH_CHECK(false, "sparsekern::block_linear: expected an activation of none, relu, gelu, ",
-                  "silu, got '", name, "'");
+  STD_TORCH_CHECK(false, op, ": expected an activation of none, relu, gelu, silu, got '", name,
+                  "'");
 }
 
-const KernelInfo& pick_kernel(const std::string& name, int64_t block_rows, int64_t tokens) {
-  const KernelInfo* kernel =
-      name.empty() ? choose_kernel(block_rows, max64(1, tokens)) : find_kernel(name.c_str());
-  STD_TORCH_CHECK(kernel != nullptr, "sparsekern::block_linear: no kernel ",
-                  name.empty() ? "" : "named '" + name + "' ", "for blocks of ", block_rows,
-                  " rows; python -m sparsekern kernels lists them");
-  STD_TORCH_CHECK(kernel->run != nullptr && isa_supported(kernel->isa) && kernel->takes(block_rows),
-                  "sparsekern::block_linear: kernel '", kernel->name,
-                  "' does not run on this CPU or does not take blocks of ", block_rows, " rows");
+const KernelInfo& pick_kernel(const std::string& name, Format format, int64_t block_rows,
+                              int64_t tokens, const char* op) {
+  const KernelInfo* kernel = name.empty() ? choose_kernel(format, block_rows, max64(1, tokens))
+                                          : find_kernel(name.c_str());
+  const std::string what =
+      format == Format::kNM ? "n:m" : "blocks of " + std::to_string(block_rows) + " rows";
+  STD_TORCH_CHECK(kernel != nullptr, op, ": no kernel ",
+                  name.empty() ? "" : "named '" + name + "' ", "for ", what,
+                  "; python -m sparsekern kernels lists them");
+  STD_TORCH_CHECK(
+      kernel->run != nullptr && isa_supported(kernel->isa) && kernel->takes(format, block_rows), op,
+      ": kernel '", kernel->name, "' does not run on this CPU or does not take ", what);
   return *kernel;
 }
 
 // The index values were verified when the weight was packed or loaded; shapes are checked here, at
 // each call, because a wrong one would read outside a tensor.
-BlockMatrix view_weight(const Tensor& values, const Tensor& columns, const Tensor& offsets,
+BlockMatrix view_blocks(const Tensor& values, const Tensor& columns, const Tensor& offsets,
                         int64_t out_features, int64_t in_features) {
   STD_TORCH_CHECK(
       values.scalar_type() == ScalarType::Float && values.dim() == 3 && values.is_contiguous() &&
@@ -99,6 +102,36 @@ BlockMatrix view_weight(const Tensor& values, const Tensor& columns, const Tenso
   return a;
 }
 
+NMMatrix view_nm(const Tensor& values, const Tensor& positions, int64_t n, int64_t m,
+                 int64_t out_features, int64_t in_features) {
+  // Sizes are bounded before they are multiplied.
+  STD_TORCH_CHECK(n >= 1 && n < m && m <= 32 && out_features > 0 && out_features <= INT32_MAX &&
+                      in_features > 0 && in_features <= INT32_MAX,
+                  "sparsekern::nm_linear: expected 1 <= n < m <= 32 and sizes > 0, got ", n, ":", m,
+                  " of a weight [", out_features, ", ", in_features, "]");
+  NMMatrix a;
+  a.out_features = out_features;
+  a.in_features = in_features;
+  a.n = n;
+  a.m = m;
+  STD_TORCH_CHECK(values.scalar_type() == ScalarType::Float && values.is_contiguous() &&
+                      values.is_cpu() && values.dim() == 4 && values.size(0) == a.row_tiles() &&
+                      values.size(1) == a.group_tiles() && values.size(2) == 32 &&
+                      values.size(3) == 4 * n,
+                  "sparsekern::nm_linear: expected contiguous float32 values [", a.row_tiles(),
+                  ", ", a.group_tiles(), ", 32, ", 4 * n, "] on the CPU", found(values));
+  STD_TORCH_CHECK(positions.scalar_type() == ScalarType::Byte && positions.is_contiguous() &&
+                      positions.is_cpu() && positions.dim() == 5 &&
+                      positions.size(0) == a.row_tiles() && positions.size(1) == a.group_tiles() &&
+                      positions.size(2) == 8 && positions.size(3) == 2 &&
+                      positions.size(4) == n * a.position_bits(),
+                  "sparsekern::nm_linear: expected uint8 positions [", a.row_tiles(), ", ",
+                  a.group_tiles(), ", 8, 2, ", n * a.position_bits(), "]", found(positions));
+  a.values = static_cast<const float*>(values.data_ptr());
+  a.positions = static_cast<const uint8_t*>(positions.data_ptr());
+  return a;
+}
+
 // Floats from one row of the last dimension to the next, if one number says it for all of them and
 // rows are contiguous; else -1.
 int64_t row_stride(const Tensor& x) {
@@ -121,17 +154,18 @@ void on_torch_threads(int64_t parts, void (*body)(int64_t, void*), void* context
   });
 }
 
-Tensor block_linear(const Tensor& x, const Tensor& values, const Tensor& columns,
-                    const Tensor& offsets, std::optional<Tensor> bias, int64_t out_features,
-                    int64_t in_features, std::string activation, std::string kernel_name) {
-  const BlockMatrix a = view_weight(values, columns, offsets, out_features, in_features);
+// activation(x * a^T + bias), by the kernel of that name, or the one chosen if it is empty.
+template <class Matrix>
+Tensor linear(const char* op, const Tensor& x, Format format, int64_t block_rows, const Matrix& a,
+              const std::optional<Tensor>& bias, const std::string& activation,
+              const std::string& kernel_name) {
   const int64_t dims = x.dim();
-  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float,
-                  "sparsekern::block_linear: expected a float32 input on the CPU", found(x));
-  STD_TORCH_CHECK(dims >= 1 && x.size(dims - 1) == in_features,
-                  "sparsekern::block_linear: expected an input [..., ", in_features, "]", found(x));
+  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float, op,
+                  ": expected a float32 input on the CPU", found(x));
+  STD_TORCH_CHECK(dims >= 1 && x.size(dims - 1) == a.in_features, op, ": expected an input [..., ",
+                  a.in_features, "]", found(x));
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
-  shape.back() = out_features;
+  shape.back() = a.out_features;
   int64_t tokens = 1;
   for (int64_t i = 0; i + 1 < dims; ++i) tokens *= x.size(i);
 
@@ -141,23 +175,37 @@ Tensor block_linear(const Tensor& x, const Tensor& values, const Tensor& columns
 
   LinearCall call;
   call.x = static_cast<const float*>(input.data_ptr());
-  call.x_stride = x_stride >= 0 ? x_stride : in_features;
+  call.x_stride = x_stride >= 0 ? x_stride : a.in_features;
   call.y = static_cast<float*>(y.data_ptr());
-  call.y_stride = out_features;
+  call.y_stride = a.out_features;
   call.bias = nullptr;
-  call.activation = parse_activation(activation);
+  call.activation = parse_activation(activation, op);
   Tensor dense_bias;
   if (bias.has_value()) {
     STD_TORCH_CHECK(bias->is_cpu() && bias->scalar_type() == ScalarType::Float &&
-                        bias->dim() == 1 && bias->size(0) == out_features,
-                    "sparsekern::block_linear: expected a float32 bias [", out_features, "]",
-                    found(*bias));
+                        bias->dim() == 1 && bias->size(0) == a.out_features,
+                    op, ": expected a float32 bias [", a.out_features, "]", found(*bias));
     dense_bias = bias->is_contiguous() ? *bias : torch::stable::contiguous(*bias);
     call.bias = static_cast<const float*>(dense_bias.data_ptr());
   }
-  const KernelInfo& kernel = pick_kernel(kernel_name, a.rows, tokens);
+  const KernelInfo& kernel = pick_kernel(kernel_name, format, block_rows, tokens, op);
   run_linear(kernel, a, call, tokens, torch::stable::get_num_threads(), on_torch_threads);
   return y;
+}
+
+Tensor block_linear(const Tensor& x, const Tensor& values, const Tensor& columns,
+                    const Tensor& offsets, std::optional<Tensor> bias, int64_t out_features,
+                    int64_t in_features, std::string activation, std::string kernel_name) {
+  const BlockMatrix a = view_blocks(values, columns, offsets, out_features, in_features);
+  return linear("sparsekern::block_linear", x, Format::kBlock, a.rows, a, bias, activation,
+                kernel_name);
+}
+
+Tensor nm_linear(const Tensor& x, const Tensor& values, const Tensor& positions,
+                 std::optional<Tensor> bias, int64_t n, int64_t m, int64_t out_features,
+                 int64_t in_features, std::string activation, std::string kernel_name) {
+  const NMMatrix a = view_nm(values, positions, n, m, out_features, in_features);
+  return linear("sparsekern::nm_linear", x, Format::kNM, 1, a, bias, activation, kernel_name);
 }
 
 }  // namespace
@@ -165,4 +213,5 @@ Tensor block_linear(const Tensor& x, const Tensor& values, const Tensor& columns
 
 STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) {
   m.impl("block_linear", TORCH_BOX(&sparsekern::block_linear));
+  m.impl("nm_linear", TORCH_BOX(&sparsekern::nm_linear));
 }

@@ -1,11 +1,18 @@
 // The C view of the packed layouts: plain pointers and sizes, no torch, no std.
-// Everything a kernel may read or write is reachable from these three structs.
+// Everything a kernel may read or write is reachable from these structs.
 #pragma once
 
 #include <stddef.h>
 #include <stdint.h>
 
 namespace sparsekern {
+
+constexpr int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The packed forms that kernels read. Work is cut between threads at bands of outputs.
+enum class Format : int32_t { kBlock, kNM };
 
 // A weight [out_features, in_features] in blocks of rows x cols (sparsekern/layouts/block.py).
 struct BlockMatrix {
@@ -17,8 +24,37 @@ struct BlockMatrix {
   int64_t rows;
   int64_t cols;
 
-  int64_t block_rows() const { return (out_features + rows - 1) / rows; }
-  int64_t padded_in_features() const { return (in_features + cols - 1) / cols * cols; }
+  int64_t block_rows() const { return ceil_div(out_features, rows); }
+  int64_t padded_in_features() const { return ceil_div(in_features, cols) * cols; }
+
+  int64_t bands() const { return block_rows(); }
+  int64_t stored() const { return offsets[block_rows()] * rows * cols; }
+  // What the bands before this one cost, in blocks: a block row without any costs a little too.
+  int64_t cost_before(int64_t band) const { return offsets[band] + band; }
+};
+
+// A weight [out_features, in_features] of which each row keeps n of every m inputs, in the order of
+// tensor-core fragments (sparsekern/layouts/fragments.py): in a tile of 16 rows and 8 groups, row
+// g + 8 pair and group q + 4 half.
+struct NMMatrix {
+  static constexpr int64_t kTileRows = 16, kTileGroups = 8;
+
+  const float* values;       // [row tiles][group tiles][g][q][half][pair][n]
+  const uint8_t* positions;  // [row tiles][group tiles][g][half][pair][q][n] in position_bits()
+  int64_t out_features;
+  int64_t in_features;
+  int64_t n, m;
+
+  int64_t position_bits() const { return m <= 4 ? 2 : m <= 16 ? 4 : 8; }
+  int64_t tile_inputs() const { return kTileGroups * m; }
+  int64_t tile_values() const { return kTileRows * kTileGroups * n; }
+  int64_t row_tiles() const { return ceil_div(out_features, kTileRows); }
+  int64_t group_tiles() const { return ceil_div(in_features, tile_inputs()); }
+  int64_t padded_in_features() const { return group_tiles() * tile_inputs(); }
+
+  int64_t bands() const { return row_tiles(); }
+  int64_t stored() const { return row_tiles() * group_tiles() * tile_values(); }
+  int64_t cost_before(int64_t band) const { return band; }
 };
 
 enum class Activation : int32_t { kNone, kRelu, kGelu, kSilu };
@@ -35,19 +71,18 @@ struct LinearCall {
 
 // Block rows that a kernel takes up at a time, at most: their spans lie in the scratch.
 constexpr int64_t kMostChunkRows = 4096;
+// Sums that a kernel keeps between K-tiles, at most: a part of L2.
+constexpr int64_t kMostCells = 32 * 1024;
 
 // One thread's share of a call, and the memory it may use: for spans, and for packed activations.
 struct Share {
   int64_t token_begin, token_end;
-  int64_t row_begin, row_end;  // block rows
+  int64_t row_begin, row_end;  // bands: block rows, or row tiles
   float* scratch;              // 64-byte aligned
   int64_t scratch_floats;
 };
 
-using LinearKernel = void (*)(const BlockMatrix*, const LinearCall*, const Share*);
-
-inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// The weight is a BlockMatrix or an NMMatrix, as the kernel's format says.
+using LinearKernel = void (*)(const void* weight, const LinearCall*, const Share*);
 
 }  // namespace sparsekern

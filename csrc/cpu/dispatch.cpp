@@ -11,8 +11,8 @@
 #define SPARSEKERN_ON_X86(kernel) nullptr
 #endif
 
-#define SPARSEKERN_KERNEL(name, isa, rows, multiple, min_tokens, panel)                            \
-  extern "C" void sparsekern_##name(const sparsekern::BlockMatrix*, const sparsekern::LinearCall*, \
+#define SPARSEKERN_KERNEL(name, format, isa, rows, multiple, min_tokens, panel)        \
+  extern "C" void sparsekern_##name(const void* weight, const sparsekern::LinearCall*, \
                                     const sparsekern::Share*);
 #include "cpu/kernels.inc"
 #undef SPARSEKERN_KERNEL
@@ -23,8 +23,9 @@ namespace {
 #define SPARSEKERN_SYMBOL_kPortable(name) sparsekern_##name
 #define SPARSEKERN_SYMBOL_kAvx2(name) SPARSEKERN_ON_X86(sparsekern_##name)
 #define SPARSEKERN_SYMBOL_kAvx512(name) SPARSEKERN_ON_X86(sparsekern_##name)
-#define SPARSEKERN_KERNEL(name, isa, rows, multiple, min_tokens, panel) \
-  {#name, Isa::isa, rows, multiple, min_tokens, panel, SPARSEKERN_SYMBOL_##isa(name)},
+#define SPARSEKERN_KERNEL(name, format, isa, rows, multiple, min_tokens, panel) \
+  {#name,    Format::format, Isa::isa, rows,                                    \
+   multiple, min_tokens,     panel,    SPARSEKERN_SYMBOL_##isa(name)},
 constexpr KernelInfo kTable[] = {
 #include "cpu/kernels.inc"
 };
@@ -32,7 +33,8 @@ constexpr KernelInfo kTable[] = {
 constexpr int kTableSize = sizeof(kTable) / sizeof(kTable[0]);
 
 constexpr int64_t kBatchFloats = 1 << 20;  // packed activations of a batch: 4 MiB a thread
-constexpr int64_t kFixedFloats = 2 * kMostChunkRows + 8 * 1024;  // spans, and padding of rows
+// Spans or sums, and the padding of rows.
+constexpr int64_t kFixedFloats = max64(2 * kMostChunkRows, kMostCells) + 8 * 1024;
 
 // Grows as needed and is kept: a call must not pay the page faults of fresh memory.
 class Scratch {
@@ -63,43 +65,79 @@ float* thread_scratch(int64_t floats) {
 }
 
 // Threads worth waking: below some microseconds of work each, one thread alone is faster.
-int64_t useful_threads(const BlockMatrix& a, int64_t tokens, int64_t threads) {
+int64_t useful_threads(int64_t weights, int64_t tokens, int64_t threads) {
   constexpr int64_t kCyclesPerThread = 12000;
-  const int64_t weights = a.offsets[a.block_rows()] * a.rows * a.cols;
   const int64_t multiply_add_cycles = weights * tokens / 16;
   const int64_t load_cycles = weights * 4 / 16;
   const int64_t cycles = max64(multiply_add_cycles, load_cycles);
   return max64(1, min64(threads, cycles / kCyclesPerThread));
 }
 
-// A grid of shares: the tokens are cut evenly, the block rows by the number of their blocks.
+// A grid of shares: the tokens are cut evenly, the bands of outputs by their weights.
 // Tokens are cut first: it balances whatever the pattern, and no activation is packed twice.
 struct Grid {
-  int64_t token_parts, row_parts;
+  int64_t token_parts, band_parts;
 
   Grid(int64_t tokens, int64_t panel, int64_t threads) {
     token_parts = threads;
     while (token_parts > 1 && (threads % token_parts != 0 || tokens < token_parts * panel)) {
       --token_parts;
     }
-    row_parts = threads / token_parts;
+    band_parts = threads / token_parts;
   }
 };
 
-// First block row whose preceding blocks (and rows, which cost a little too) reach part / parts.
-int64_t row_boundary(const BlockMatrix& a, int64_t part, int64_t parts) {
-  const int64_t rows = a.block_rows();
-  const int64_t goal = (a.offsets[rows] + rows) * part / parts;
-  int64_t low = 0, high = rows;
+// First band before which part / parts of the work lies.
+template <class Matrix>
+int64_t band_boundary(const Matrix& a, int64_t part, int64_t parts) {
+  const int64_t goal = a.cost_before(a.bands()) * part / parts;
+  int64_t low = 0, high = a.bands();
   while (low < high) {
     const int64_t middle = low + (high - low) / 2;
-    if (a.offsets[middle] + middle < goal) {
+    if (a.cost_before(middle) < goal) {
       low = middle + 1;
     } else {
       high = middle;
     }
   }
   return low;
+}
+
+template <class Matrix>
+void run_shares(const KernelInfo& kernel, const Matrix& a, const LinearCall& call, int64_t tokens,
+                int64_t threads, ParallelFor parallel_for) {
+  if (tokens == 0) return;
+  struct Task {
+    const KernelInfo& kernel;
+    const Matrix& a;
+    const LinearCall& call;
+    int64_t tokens;
+    Grid grid;
+  } task{kernel, a, call, tokens,
+         Grid(tokens, kernel.panel, useful_threads(a.stored(), tokens, threads))};
+
+  parallel_for(
+      task.grid.token_parts * task.grid.band_parts,
+      [](int64_t part, void* context) {
+        const Task& t = *static_cast<const Task*>(context);
+        const int64_t token_part = part % t.grid.token_parts, band_part = part / t.grid.token_parts;
+        Share share;
+        share.token_begin = t.tokens * token_part / t.grid.token_parts;
+        share.token_end = t.tokens * (token_part + 1) / t.grid.token_parts;
+        share.row_begin = band_boundary(t.a, band_part, t.grid.band_parts);
+        share.row_end = band_part + 1 == t.grid.band_parts
+                            ? t.a.bands()
+                            : band_boundary(t.a, band_part + 1, t.grid.band_parts);
+        if (share.row_begin == share.row_end) return;
+        const int64_t inputs = t.a.padded_in_features();
+        const int64_t panels = ceil_div(share.token_end - share.token_begin, t.kernel.panel);
+        const int64_t panel_floats = inputs * t.kernel.panel;
+        share.scratch_floats = kFixedFloats + (share.row_end - share.row_begin) +
+                               max64(panel_floats, min64(panels * panel_floats, kBatchFloats));
+        share.scratch = thread_scratch(share.scratch_floats);
+        t.kernel.run(&t.a, &t.call, &share);
+      },
+      &task);
 }
 
 }  // namespace
@@ -109,9 +147,10 @@ const KernelInfo* kernel_table(int* count) {
   return kTable;
 }
 
-const KernelInfo* choose_kernel(int64_t block_rows, int64_t tokens) {
+const KernelInfo* choose_kernel(Format format, int64_t block_rows, int64_t tokens) {
   for (const KernelInfo& kernel : kTable) {
-    if (kernel.isa <= isa_limit() && kernel.takes(block_rows) && tokens >= kernel.min_tokens) {
+    if (kernel.isa <= isa_limit() && kernel.takes(format, block_rows) &&
+        tokens >= kernel.min_tokens) {
       return &kernel;
     }
   }
@@ -127,37 +166,12 @@ const KernelInfo* find_kernel(const char* name) {
 
 void run_linear(const KernelInfo& kernel, const BlockMatrix& a, const LinearCall& call,
                 int64_t tokens, int64_t threads, ParallelFor parallel_for) {
-  if (tokens == 0) return;
-  struct Task {
-    const KernelInfo& kernel;
-    const BlockMatrix& a;
-    const LinearCall& call;
-    int64_t tokens;
-    Grid grid;
-  } task{kernel, a, call, tokens, Grid(tokens, kernel.panel, useful_threads(a, tokens, threads))};
+  run_shares(kernel, a, call, tokens, threads, parallel_for);
+}
 
-  parallel_for(
-      task.grid.token_parts * task.grid.row_parts,
-      [](int64_t part, void* context) {
-        const Task& t = *static_cast<const Task*>(context);
-        const int64_t token_part = part % t.grid.token_parts, row_part = part / t.grid.token_parts;
-        Share share;
-        share.token_begin = t.tokens * token_part / t.grid.token_parts;
-        share.token_end = t.tokens * (token_part + 1) / t.grid.token_parts;
-        share.row_begin = row_boundary(t.a, row_part, t.grid.row_parts);
-        share.row_end = row_part + 1 == t.grid.row_parts
-                            ? t.a.block_rows()
-                            : row_boundary(t.a, row_part + 1, t.grid.row_parts);
-        if (share.row_begin == share.row_end) return;
-        const int64_t inputs = t.a.padded_in_features();
-        const int64_t panels = ceil_div(share.token_end - share.token_begin, t.kernel.panel);
-        const int64_t panel_floats = inputs * t.kernel.panel;
-        share.scratch_floats = kFixedFloats + (share.row_end - share.row_begin) +
-                               max64(panel_floats, min64(panels * panel_floats, kBatchFloats));
-        share.scratch = thread_scratch(share.scratch_floats);
-        t.kernel.run(&t.a, &t.call, &share);
-      },
-      &task);
+void run_linear(const KernelInfo& kernel, const NMMatrix& a, const LinearCall& call, int64_t tokens,
+                int64_t threads, ParallelFor parallel_for) {
+  run_shares(kernel, a, call, tokens, threads, parallel_for);
 }
 
 }  // namespace sparsekern

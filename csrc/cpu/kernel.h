@@ -9,7 +9,8 @@ namespace sparsekern {
 
 // The panels that the table promises, and for which scratch is reserved.
 enum KernelPanel : int64_t {
-#define SPARSEKERN_KERNEL(name, isa, rows, multiple, min_tokens, panel) kPanel_##name = panel,
+#define SPARSEKERN_KERNEL(name, format, isa, rows, multiple, min_tokens, panel) \
+  kPanel_##name = panel,
 #include "cpu/kernels.inc"
 #undef SPARSEKERN_KERNEL
 };
@@ -17,12 +18,11 @@ enum KernelPanel : int64_t {
 }  // namespace sparsekern
 
 // Defines the kernel `name` of the table in the namespace of an instruction set, by its family.
-#define SPARSEKERN_DEFINE(isa, name, ...)                                               \
-  extern "C" void sparsekern_##name(const sparsekern::BlockMatrix* a,                   \
-                                    const sparsekern::LinearCall* call,                 \
-                                    const sparsekern::Share* share) {                   \
-    using namespace sparsekern::isa;                                                    \
-    using Family = __VA_ARGS__;                                                         \
-    static_assert(Family::kPanel == int64_t(sparsekern::kPanel_##name), "kernels.inc"); \
-    Family::run_share(*a, *call, *share);                                               \
+#define SPARSEKERN_DEFINE(isa, name, ...)                                                   \
+  extern "C" void sparsekern_##name(const void* weight, const sparsekern::LinearCall* call, \
+                                    const sparsekern::Share* share) {                       \
+    using namespace sparsekern::isa;                                                        \
+    using Family = __VA_ARGS__;                                                             \
+    static_assert(Family::kPanel == int64_t(sparsekern::kPanel_##name), "kernels.inc");     \
+    Family::run_share(*static_cast<const Family::Matrix*>(weight), *call, *share);          \
   }

@@ -2,7 +2,10 @@
 // clang-format off: each builds on the ones before it
 #include "cpu/epilogue.inl.h"
 #include "cpu/driver.inl.h"
+#include "cpu/panel.inl.h"
 #include "cpu/outputs.inl.h"
 #include "cpu/tokens.inl.h"
 #include "cpu/vector.inl.h"
+#include "cpu/picks.inl.h"
+#include "cpu/single.inl.h"
 // clang-format on

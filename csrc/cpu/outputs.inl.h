@@ -174,6 +174,7 @@ struct OutputsStrip {
 // V: vector of outputs. Wide: the ISA's widest vector. kMost: most tokens at once.
 template <class V, class Wide, int NV, int kMost>
 struct OutputsFamily {
+  using Matrix = BlockMatrix;
   using Vec = Wide;
   static constexpr int64_t kPanel = kMost;
   static constexpr int64_t kQuantum = 1;

@@ -8,26 +8,6 @@
 // by the columns of blocks that come later. The sums of a cache line of outputs are collected in
 // `cells` [outputs][tokens] and then transposed into, or onto, row-major y.
 
-// Packs `tokens` <= V::kLanes rows of x into a panel [inputs][width]. Where there is room for more
-// lanes than tokens they repeat the last one: their sums are computed and never stored.
-template <class V>
-SPARSEKERN_INLINE void pack_strip(const float* x, int64_t stride, int tokens, int64_t inputs,
-                                  float* panel, int64_t width) {
-  constexpr int L = V::kLanes;
-  int64_t k = 0;
-  for (; k + L <= inputs; k += L) {
-    typename V::Reg column[L];
-    V::load_transposed(x + k, stride, tokens, column);
-    SPARSEKERN_UNROLL
-    for (int j = 0; j < L; ++j) V::store(panel + (k + j) * width, column[j]);
-  }
-  for (; k < inputs; ++k) {
-    for (int t = 0; t < L; ++t) {
-      panel[k * width + t] = x[(t < tokens ? t : tokens - 1) * stride + k];
-    }
-  }
-}
-
 template <class V, int R, int MV>
 struct TokensStrip {
   using Reg = typename V::Reg;
@@ -97,42 +77,6 @@ struct TokensStrip {
     }
   }
 
-  // Transposes a square of cells and adds it to kLanes rows of y, or to the bias that y begins
-  // with.
-  static SPARSEKERN_INLINE void write_square(const float* cells, int outputs, bool first_tile,
-                                             const float* bias, int64_t tokens, float* y,
-                                             int64_t y_stride) {
-    Reg row[kLanes];
-    V::load_transposed(cells, kWidth, outputs, row);
-    const Reg shift = bias == nullptr ? V::zero() : V::load_first(bias, outputs);
-    if (outputs == kLanes && tokens >= kLanes) {
-      SPARSEKERN_UNROLL
-      for (int t = 0; t < kLanes; ++t, y += y_stride) {
-        V::store(y, V::add(row[t], first_tile ? shift : V::load(y)));
-      }
-    } else {
-      SPARSEKERN_UNROLL
-      for (int t = 0; t < kLanes; ++t, y += y_stride) {
-        if (t >= tokens) break;
-        V::store_first(y, V::add(row[t], first_tile ? shift : V::load_first(y, outputs)), outputs);
-      }
-    }
-  }
-
-  // Goes through y by whole cache lines: at power-of-two strides its rows share cache sets, and a
-  // line left half written would be evicted before the other half comes.
-  static SPARSEKERN_NOINLINE void write(const float* cells, int64_t outputs, bool first_tile,
-                                        const float* bias, int64_t tokens, float* y,
-                                        int64_t y_stride) {
-    for (int64_t t = 0; t < tokens; t += kLanes) {
-      for (int64_t n = 0; n < outputs; n += kLanes) {
-        write_square(cells + n * kWidth + t, (int)min64(kLanes, outputs - n), first_tile,
-                     bias == nullptr ? nullptr : bias + n, tokens - t, y + t * y_stride + n,
-                     y_stride);
-      }
-    }
-  }
-
   static SPARSEKERN_NOINLINE void run(const BlockMatrix& a, const LinearCall& call,
                                       const Chunk& chunk, const float* panel, int64_t tokens,
                                       float* y) {
@@ -154,14 +98,15 @@ struct TokensStrip {
           add(a, span[0], span[1], foreseen, ahead, offset, panel, cell);
         }
       }
-      write(cells, min64(room, outputs_end - output), chunk.first_tile,
-            call.bias ? call.bias + output : nullptr, tokens, line, call.y_stride);
+      write_cells<V, kWidth>(cells, min64(room, outputs_end - output), chunk.first_tile,
+                             call.bias ? call.bias + output : nullptr, tokens, line, call.y_stride);
     }
   }
 };
 
 template <class V, int R, int kMostVectors>
 struct TokensFamily {
+  using Matrix = BlockMatrix;
   using Vec = V;
   static constexpr int kLanes = V::kLanes;
   static constexpr int64_t kPanel = kMostVectors * kLanes;
@@ -182,12 +127,7 @@ struct TokensFamily {
 
   static void pack(const float* x, int64_t stride, int64_t tokens, int64_t inputs, int64_t padded,
                    float* panel) {
-    const int64_t width = vectors(tokens) * kLanes;
-    for (int64_t t = 0; t < tokens; t += kLanes) {
-      pack_strip<V>(x + t * stride, stride, (int)min64(kLanes, tokens - t), inputs, panel + t,
-                    width);
-    }
-    for (int64_t i = inputs * width; i < padded * width; ++i) panel[i] = 0.0f;
+    pack_panel<V>(x, stride, tokens, inputs, padded, panel);
   }
 
   template <int MV>

@@ -131,6 +131,7 @@ struct VectorStreams {
 
 template <class V, class Wide, int NV>
 struct VectorFamily {
+  using Matrix = BlockMatrix;
   static constexpr int64_t kPanel = 1;
   static constexpr int kStreams = 4;
   static constexpr int64_t kStrip = NV * V::kLanes;

@@ -10,22 +10,24 @@ import torch
 from torch import Tensor
 
 from .._native import failure, native
-from ..layouts import Block, Granularity
+from ..layouts import NM, Block, Granularity, Unstructured
 from ..layouts.compressed import MAX_COLUMNS_16_BIT
 from ..plan.registry import Backend, KernelRecord, Request
 
+OPS = {Block.kind: "block_linear", NM.kind: "nm_linear"}
+"""The op of each format that has kernels."""
+
 
 class CpuBackend(Backend):
-    """float32 block layouts on x86-64 with AVX-512 or AVX2, and portably on anything else."""
+    """float32 blocks, single weights and n:m on x86-64 with AVX-512 or AVX2, and portably on anything else."""
 
     name: ClassVar[str] = "cpu"
 
     def kernels(self) -> list[KernelRecord]:
         records: list[KernelRecord] = []
         for line in native.kernels() if native else ():
-            record = KernelRecord(
-                backend=self.name, op="block_linear", granularity=Block.kind, dtypes=("float32",), **line
-            )
+            kind = line.pop("format")
+            record = KernelRecord(backend=self.name, op=OPS[kind], granularity=kind, dtypes=("float32",), **line)
             # The first line that fits is chosen, so an earlier one that takes these blocks ends this one's range.
             limits = [above.min_tokens for above in records if above.isa == record.isa and above.covers(record)]
             records.append(replace(record, max_tokens=min(limits) - 1) if limits else record)
@@ -38,18 +40,18 @@ class CpuBackend(Backend):
             return f"weight is on {request.device}"
         if request.dtype != torch.float32:
             return f"no kernel for {request.dtype}"
-        block = request.granularity
-        if not isinstance(block, Block):
-            return f"no kernel for {block.label}"
-        if block.grid(request.shape)[1] > MAX_COLUMNS_16_BIT:
+        format_ = _format(request.granularity)
+        if format_ is None:
+            return f"no kernel for {request.granularity.label}"
+        if isinstance(format_, Block) and format_.grid(request.shape)[1] > MAX_COLUMNS_16_BIT:
             return f"more than {MAX_COLUMNS_16_BIT} block columns"
-        # One token asks for the least: no line of the table has an upper limit, so what takes one takes any number.
-        return None if native.choose(block.rows, 1) else f"no kernel for blocks of {block.rows} rows"
+        return None
 
     def kernel_name(self, request: Request, tokens: int) -> str:
-        assert isinstance(request.granularity, Block)
+        format_ = _format(request.granularity)
+        assert format_ is not None
         # The op handles an input without tokens like one token.
-        return native.choose(request.granularity.rows, max(1, tokens))
+        return native.choose(format_.kind, format_.rows, max(1, tokens))
 
     def linear(
         self,
@@ -60,8 +62,24 @@ class CpuBackend(Backend):
         bias: Tensor | None,
         activation: str,
     ) -> Tensor:
+        # The overloads, for choosing one by the arguments costs more than calling it.
+        if isinstance(granularity, NM) and granularity.rows == 1:
+            values, positions = tensors
+            return torch.ops.sparsekern.nm_linear.default(
+                x, values, positions, bias, granularity.n, granularity.m, shape[0], shape[1], activation, ""
+            )
         values, columns, offsets = tensors
-        # The overload, for choosing it by the arguments costs more than calling it.
+        if isinstance(granularity, Unstructured):
+            values = values.view(-1, 1, 1)
         return torch.ops.sparsekern.block_linear.default(
             x, values, columns, offsets, bias, shape[0], shape[1], activation, ""
         )
+
+
+def _format(granularity: Granularity) -> Block | NM | None:
+    """How kernels see a granularity: its packed tensors are those of this one; None if they cannot read it."""
+    if isinstance(granularity, Unstructured):
+        return Block(1, 1)
+    if isinstance(granularity, NM) and granularity.rows > 1:
+        return Block(granularity.rows, 1)
+    return granularity if isinstance(granularity, (Block, NM)) else None

@@ -48,7 +48,9 @@ class KernelRecord:
     max_tokens: int | None = None
 
     def covers(self, other: KernelRecord) -> bool:
-        """Whether it takes blocks of all the heights that ``other`` takes."""
+        """Whether it takes the format of ``other``, in blocks of all the heights that that one takes."""
+        if self.granularity != other.granularity:
+            return False
         if self.multiple:
             return other.rows % self.rows == 0
         return other.rows == self.rows and not other.multiple

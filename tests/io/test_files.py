@@ -89,7 +89,11 @@ def test_a_file_loads_into_any_form_of_its_architecture(make: Callable[[], Net],
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("granularity", [sk.Block(8, 3), sk.Unstructured(), sk.Channel()], ids=lambda g: g.label)
+@pytest.mark.parametrize(
+    "granularity",
+    [sk.Block(8, 3), sk.NM(2, 4), sk.NM(4, 8, 8), sk.Unstructured(), sk.Channel()],
+    ids=lambda g: g.label,
+)
 def test_every_granularity_and_dtype(granularity: Any, dtype: torch.dtype, path: Path) -> None:
     def model() -> nn.Module:
         return nn.Sequential(nn.Linear(24, 30), nn.Linear(30, 24, bias=False)).to(dtype)

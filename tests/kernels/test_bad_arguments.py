@@ -111,10 +111,11 @@ def test_a_weight_without_blocks_that_claims_huge_ones_raises(cols: int) -> None
         torch.ops.sparsekern.block_linear(**args)
 
 
-def test_blocks_without_a_kernel_raise() -> None:
-    args = {**arguments(), **packed(5, 2)}
-    with pytest.raises(RuntimeError, match="no kernel for blocks of 5 rows"):
-        torch.ops.sparsekern.block_linear(**args)
+def test_a_kernel_that_takes_other_blocks_raises() -> None:
+    for kernel in ("outputs_r16_portable", "tokens_r4_portable", "tokens_nm_portable"):
+        args = {**arguments(), **packed(5, 2), "kernel": kernel}
+        with pytest.raises(RuntimeError, match=f"'{kernel}' .* does not take blocks of 5 rows"):
+            torch.ops.sparsekern.block_linear(**args)
 
 
 def test_kernels_of_a_level_that_this_cpu_lacks_raise() -> None:

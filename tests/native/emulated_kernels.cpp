@@ -31,24 +31,67 @@ struct Exact {
 };
 
 struct Case {
-  int64_t rows, cols, outputs, inputs, tokens;
+  int64_t rows, cols;  // of blocks, or n and m
+  int64_t outputs, inputs, tokens;
   int64_t x_gap, y_gap;  // floats between the end of a row and the next row
   double density;
   bool bias;
   Activation activation;
 };
 
-// A block matrix with padding of zeros, and the same matrix dense.
+// A packed matrix with padding of zeros, and the same matrix dense.
 struct Weight {
   BlockMatrix view;
+  NMMatrix nm;
   std::vector<float> dense;
   std::vector<char> stored;
   std::unique_ptr<Exact<float>> values;
   std::unique_ptr<Exact<uint16_t>> columns;
   std::unique_ptr<Exact<int32_t>> offsets;
+  std::unique_ptr<Exact<uint8_t>> positions;
 
-  explicit Weight(const Case& c)
+  Weight(Format format, const Case& c)
       : dense(c.outputs * c.inputs, 0.0f), stored(c.outputs * c.inputs, 0) {
+    if (format == Format::kNM) {
+      fill_nm(c);
+    } else {
+      fill_blocks(c);
+    }
+  }
+
+  void fill_nm(const Case& c) {
+    const int64_t n = c.rows, m = c.cols;
+    nm = {nullptr, nullptr, c.outputs, c.inputs, n, m};
+    const int64_t bits = nm.position_bits(), tiles = nm.group_tiles();
+    std::vector<float> all_values(nm.stored());
+    std::vector<uint8_t> all_positions(nm.stored() * bits / 8);
+    for (int64_t row = 0; row < nm.row_tiles() * 16; ++row) {
+      for (int64_t group = 0; group < tiles * 8; ++group) {
+        const int64_t g = row % 8, pair = row / 8 % 2, q = group % 4, half = group / 4 % 2;
+        const int64_t at = (row / 16 * tiles + group / 8) * 8 + g;
+        int64_t kept = 0;
+        for (int64_t i = 0; i < m; ++i) {
+          // Of the inputs left, as many as are still to be kept.
+          if (0.5 * (uniform() + 1) * double(m - i) >= double(n - kept)) continue;
+          const int64_t k = group * m + i, bit = (((half * 2 + pair) * 4 + q) * n + kept) * bits;
+          all_positions[at * 2 * n * bits + bit / 8] |= uint8_t(i << (bit % 8));
+          if (row < c.outputs && k < c.inputs) {
+            const float value = uniform();
+            all_values[at * 16 * n + ((q * 2 + half) * 2 + pair) * n + kept] = value;
+            dense[row * c.inputs + k] = value;
+            stored[row * c.inputs + k] = 1;
+          }
+          ++kept;
+        }
+      }
+    }
+    values = exact(all_values);
+    positions = exact(all_positions);
+    nm.values = values->data;
+    nm.positions = positions->data;
+  }
+
+  void fill_blocks(const Case& c) {
     const int64_t block_rows = ceil_div(c.outputs, c.rows);
     const int64_t block_columns = ceil_div(c.inputs, c.cols);
     std::vector<float> all_values;
@@ -107,11 +150,15 @@ void run(const KernelInfo& kernel, const Weight& weight, LinearCall call, const 
          int64_t threads, Exact<float>& y, int64_t size) {
   for (int64_t i = 0; i < size; ++i) y[i] = kUntouched;
   call.y = y.data;
-  run_linear(kernel, weight.view, call, c.tokens, threads, one_after_another);
+  if (kernel.format == Format::kNM) {
+    run_linear(kernel, weight.nm, call, c.tokens, threads, one_after_another);
+  } else {
+    run_linear(kernel, weight.view, call, c.tokens, threads, one_after_another);
+  }
 }
 
 bool passes(const KernelInfo& kernel, const Case& c) {
-  const Weight weight(c);
+  const Weight weight(kernel.format, c);
   const int64_t x_stride = c.inputs + c.x_gap, y_stride = c.outputs + c.y_gap;
   const int64_t x_size = c.tokens == 0 ? 0 : (c.tokens - 1) * x_stride + c.inputs;
   const int64_t y_size = c.tokens == 0 ? 0 : (c.tokens - 1) * y_stride + c.outputs;
@@ -167,6 +214,20 @@ std::vector<Case> cases_for(const KernelInfo& kernel) {
     cases.push_back({rows, cols, outputs, inputs, tokens, x_gap, turn % 5 == 0 ? 3 : 0, density,
                      turn % 3 != 0, static_cast<Activation>(turn % 4)});
   };
+  if (kernel.format == Format::kNM) {
+    const int64_t kPatterns[][2] = {{2, 4}, {1, 4}, {4, 8}, {8, 16}, {1, 2}, {3, 5}, {2, 17}};
+    for (const auto& [n, m] : kPatterns) {
+      for (const int64_t tokens : kTokens) {
+        add(n, m, 21, 9 * m + m / 2 + 1, tokens, 0, turn % 4);
+      }
+      add(n, m, 40, 1200, 70, 0, 0);
+      add(n, m, 100, 700, 1, 0, 0);
+    }
+    for (int64_t outputs = 1; outputs <= 34; ++outputs) {
+      add(2, 4, outputs, 4 + 3 * outputs, 1 + outputs % 26, 0, outputs % 3);
+    }
+    return cases;
+  }
   for (int64_t factor = 1; factor <= (kernel.multiple ? 3 : 1); ++factor) {
     const int64_t rows = kernel.rows * factor;
     for (const int64_t cols : {1, 2, 3, 17}) {
@@ -218,7 +279,8 @@ int main(int count, char** names) {
       if (passes(kernel, c)) continue;
       ++failures;
       std::printf(
-          "%s, blocks %dx%d, weight %dx%d, %d tokens, gaps %d and %d, density %g, bias %d, "
+          "%s, blocks (or n:m) %dx%d, weight %dx%d, %d tokens, gaps %d and %d, density %g, bias "
+          "%d, "
           "activation %d\n",
           kernel.name, int(c.rows), int(c.cols), int(c.outputs), int(c.inputs), int(c.tokens),
           int(c.x_gap), int(c.y_gap), c.density, int(c.bias), int(c.activation));

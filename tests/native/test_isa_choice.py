@@ -18,7 +18,9 @@ SUPPORTED = _native.native.isa_supported()
 CHOICES = """
 import sparsekern
 from sparsekern._native import native
-print(native.isa(), *(native.choose(rows, tokens) for rows in (4, 8, 16, 32, 48) for tokens in (1, 6, 16, 400)))
+tokens = (1, 6, 16, 400)
+print(native.isa(), *(native.choose("block", rows, n) for rows in (1, 4, 8, 16, 32, 48) for n in tokens),
+      *(native.choose("nm", 1, n) for n in tokens))
 """
 
 
@@ -33,7 +35,7 @@ def test_a_level_chooses_its_own_kernels(isa: str) -> None:
     assert done.returncode == 0, done.stderr
     level, *chosen = done.stdout.split()
     assert level == isa
-    assert len(chosen) == 20
+    assert len(chosen) == 28
     assert {name.rsplit("_", 1)[1] for name in chosen} == {isa}
 
 
@@ -54,7 +56,7 @@ def test_the_level_can_be_lowered_and_restored_in_a_process() -> None:
     for isa in [*SUPPORTED, before]:
         _native.native.set_isa(isa)
         assert _native.native.isa() == isa
-        assert _native.native.choose(16, 64).endswith(isa)
+        assert _native.native.choose("block", 16, 64).endswith(isa)
 
 
 @pytest.mark.parametrize("isa", [*LEVELS[len(SUPPORTED) :], "", "fast"])

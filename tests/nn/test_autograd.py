@@ -10,7 +10,10 @@ import sparsekern as sk
 from sparsekern.layouts import Granularity
 from sparsekern.plan import Backend, KernelRecord, Request, register_backend
 
-GRANULARITIES = [sk.Block(16, 1), sk.Block(8, 1), sk.Block(4, 4), sk.Block(3, 2), sk.Unstructured(), sk.Channel()]
+GRANULARITIES = [
+    sk.Block(16, 1), sk.Block(8, 1), sk.Block(4, 4), sk.Block(3, 2), sk.NM(2, 4), sk.NM(2, 4, 8), sk.Unstructured(),
+    sk.Channel(),
+]  # fmt: skip
 each_granularity = pytest.mark.parametrize("granularity", GRANULARITIES, ids=lambda g: g.label)
 each_activation = pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
 

@@ -12,7 +12,7 @@ from torch import nn
 import sparsekern as sk
 from sparsekern.layouts import Granularity
 
-GRANULARITIES = [sk.Block(16, 1), sk.Block(3, 2), sk.Unstructured(), sk.Channel()]
+GRANULARITIES = [sk.Block(16, 1), sk.Block(3, 2), sk.NM(2, 4), sk.Unstructured(), sk.Channel()]
 each_granularity = pytest.mark.parametrize("granularity", GRANULARITIES, ids=lambda g: g.label)
 
 

@@ -22,7 +22,9 @@ def block_arguments(packed: PackedWeight, x: Tensor, kernel: str = "", activatio
 
 
 @pytest.mark.parametrize(
-    "granularity", [sk.Block(16, 1), sk.Block(3, 2), sk.Unstructured(), sk.Channel()], ids=lambda g: g.label
+    "granularity",
+    [sk.Block(16, 1), sk.Block(3, 2), sk.NM(2, 4), sk.Unstructured(), sk.Channel()],
+    ids=lambda g: g.label,
 )
 @pytest.mark.parametrize("activation", ["none", "gelu"])
 def test_linear_passes_opcheck(granularity: Granularity, activation: str) -> None:
@@ -42,6 +44,16 @@ def test_block_linear_passes_opcheck(rows: int, cols: int) -> None:
         torch.library.opcheck(torch.ops.sparsekern.block_linear.default, block_arguments(packed, x))
 
 
+@pytest.mark.parametrize("pattern", [sk.NM(2, 4), sk.NM(4, 8)], ids=lambda g: g.label)
+def test_nm_linear_passes_opcheck(pattern: sk.NM) -> None:
+    packed = packed_as(pattern)
+    packed.values.requires_grad_()
+    bias = torch.randn(40, requires_grad=True)
+    for x in (torch.randn(5, 24, requires_grad=True), torch.randn(2, 3, 24), torch.randn(1, 24), torch.randn(0, 24)):
+        arguments = (x, *packed.tensors, bias, pattern.n, pattern.m, 40, 24, "silu", "")
+        torch.library.opcheck(torch.ops.sparsekern.nm_linear.default, arguments)
+
+
 @pytest.mark.parametrize("op", ["linear_grad_input", "linear_grad_values"])
 def test_the_ops_of_the_backward_pass_opcheck(op: str) -> None:
     packed = packed_as(sk.Block(8, 1))
@@ -53,7 +65,9 @@ def test_the_ops_of_the_backward_pass_opcheck(op: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "granularity", [sk.Block(16, 1), sk.Block(3, 2), sk.Unstructured(), sk.Channel()], ids=lambda g: g.label
+    "granularity",
+    [sk.Block(16, 1), sk.Block(3, 2), sk.NM(2, 4), sk.Unstructured(), sk.Channel()],
+    ids=lambda g: g.label,
 )
 def test_autocast_changes_no_bit_of_what_an_op_returns(granularity: Granularity) -> None:
     packed, x, bias = packed_as(granularity), torch.randn(5, 24), torch.randn(40)

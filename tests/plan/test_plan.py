@@ -13,9 +13,16 @@ def request(granularity: object, dtype: torch.dtype = torch.float32, device: str
 
 
 @pytest.mark.needs_native
-@pytest.mark.parametrize("rows", [4, 8, 16, 32, 48, 64])
-def test_native_kernels_serve_their_blocks_on_every_isa(rows: int, isa: str) -> None:
-    wanted = request(sk.Block(rows, 1))
+@pytest.mark.parametrize(
+    "granularity",
+    [
+        *(sk.Block(rows, 1) for rows in (1, 3, 4, 8, 16, 17, 32, 48, 64)),
+        *(sk.Block(5, 3), sk.Unstructured(), sk.NM(2, 4), sk.NM(3, 7), sk.NM(2, 4, 4), sk.NM(8, 16, 32)),
+    ],
+    ids=lambda g: g.label,
+)
+def test_native_kernels_serve_what_they_read_on_every_isa(granularity: object, isa: str) -> None:
+    wanted = request(granularity)
     assert select(wanted).name == "cpu" and refusals(wanted) == {}
     for tokens in (0, 1, 2, 15, 16, 1000):
         name = select(wanted).kernel_name(wanted, tokens)
@@ -26,13 +33,11 @@ def test_native_kernels_serve_their_blocks_on_every_isa(rows: int, isa: str) -> 
 @pytest.mark.parametrize(
     "wanted, reason",
     [
-        (request(sk.Block(3, 1)), "no kernel for blocks of 3 rows"),
-        (request(sk.Block(17, 4)), "no kernel for blocks of 17 rows"),
-        (request(sk.Unstructured()), "no kernel for unstructured"),
         (request(sk.Channel()), "no kernel for channel"),
         (request(sk.Block(16, 1), torch.bfloat16), "no kernel for torch.bfloat16"),
         (request(sk.Block(16, 1), device="meta"), "weight is on meta"),
         (request(sk.Block(16, 1), columns=65_537), "more than 65536 block columns"),
+        (request(sk.Unstructured(), columns=65_537), "more than 65536 block columns"),
     ],
 )
 def test_the_reference_serves_the_rest_and_says_why(wanted: Request, reason: str) -> None:
@@ -43,8 +48,8 @@ def test_the_reference_serves_the_rest_and_says_why(wanted: Request, reason: str
 
 def test_without_back_ends_the_error_lists_the_reasons() -> None:
     del registry._BACKENDS["reference"]
-    with pytest.raises(NotImplementedError, match=r"no back end for unstructured torch.float32 on cpu \(cpu: "):
-        select(request(sk.Unstructured()))
+    with pytest.raises(NotImplementedError, match=r"no back end for channel torch.float32 on cpu \(cpu: "):
+        select(request(sk.Channel()))
     del registry._BACKENDS["cpu"]
     with pytest.raises(NotImplementedError, match="none registered"):
         select(request(sk.Block(16, 1)))
@@ -60,7 +65,7 @@ def test_the_kernel_table_is_that_of_the_back_ends() -> None:
 def test_kernels_are_chosen_for_the_tokens_that_their_records_say(isa: str) -> None:
     for record in sk.kernels():
         if record.isa == isa:
-            wanted = request(sk.Block(record.rows, 1))
+            wanted = request(sk.NM(2, 4) if record.granularity == "nm" else sk.Block(record.rows, 1))
             last = record.max_tokens or 10_000
             chosen = {n: select(wanted).kernel_name(wanted, n) for n in (record.min_tokens, last)}
             assert set(chosen.values()) == {record.name}

@@ -15,6 +15,18 @@ struct Vec8 {
   static SPARSEKERN_INLINE Reg zero() { return _mm256_setzero_ps(); }
   static SPARSEKERN_INLINE Reg set(float x) { return _mm256_set1_ps(x); }
   static SPARSEKERN_INLINE Reg splat(const float* p) { return _mm256_broadcast_ss(p); }
+  // Two or four floats, to be splat one by one by a shuffle, which takes no part of what loads and
+  // multiply-adds need.
+  static SPARSEKERN_INLINE Reg load_pair(const float* p) {
+    return _mm256_castpd_ps(_mm256_broadcast_sd(reinterpret_cast<const double*>(p)));
+  }
+  static SPARSEKERN_INLINE Reg load_quad(const float* p) {
+    return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+  }
+  template <int I>
+  static SPARSEKERN_INLINE Reg splat_of(Reg few) {
+    return _mm256_permute_ps(few, I * 0x55);
+  }
   static SPARSEKERN_INLINE Reg load(const float* p) { return _mm256_loadu_ps(p); }
   static SPARSEKERN_INLINE void store(float* p, Reg v) { _mm256_storeu_ps(p, v); }
   static SPARSEKERN_INLINE __m256i first(int n) {
@@ -41,6 +53,25 @@ struct Vec8 {
   static SPARSEKERN_INLINE Reg exp2i(Reg n) {
     const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+  }
+
+  // Positions in 2:4 (layouts/fragments.py): the two words of a g, and where in its groups each of
+  // vector v's lanes picks.
+  using Picks = __m256i;
+  using Index = __m256i;
+  static SPARSEKERN_INLINE Picks picks(const uint8_t* p) {
+    const __m256i words =
+        _mm256_castpd_si256(_mm256_broadcast_sd(reinterpret_cast<const double*>(p)));
+    const __m256i halves = _mm256_castps_si256(_mm256_permutevar_ps(
+        _mm256_castsi256_ps(words), _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)));
+    return _mm256_srlv_epi32(halves, _mm256_setr_epi32(0, 2, 16, 18, 0, 2, 16, 18));
+  }
+  template <int v>
+  static SPARSEKERN_INLINE Index index(Picks picks) {
+    return _mm256_srli_epi32(picks, 4 * v);
+  }
+  static SPARSEKERN_INLINE Reg pick(Reg groups, Index index) {
+    return _mm256_permutevar_ps(groups, index);
   }
 
   // out[j] lane i = src[row[i] * stride + j] for 8 rows; rows beyond `rows` repeat the last one.

@@ -19,6 +19,16 @@ struct Vec16 {
   static SPARSEKERN_INLINE Reg zero() { return _mm512_setzero_ps(); }
   static SPARSEKERN_INLINE Reg set(float x) { return _mm512_set1_ps(x); }
   static SPARSEKERN_INLINE Reg splat(const float* p) { return _mm512_set1_ps(*p); }
+  static SPARSEKERN_INLINE __m512 load_pair(const float* p) {
+    return _mm512_castpd_ps(_mm512_broadcastsd_pd(_mm_load_sd(reinterpret_cast<const double*>(p))));
+  }
+  static SPARSEKERN_INLINE Reg load_quad(const float* p) {
+    return _mm512_broadcast_f32x4(_mm_loadu_ps(p));
+  }
+  template <int I>
+  static SPARSEKERN_INLINE Reg splat_of(Reg few) {
+    return _mm512_shuffle_ps(few, few, I * 0x55);
+  }
   static SPARSEKERN_INLINE Reg load(const float* p) { return _mm512_loadu_ps(p); }
   static SPARSEKERN_INLINE void store(float* p, Reg v) { _mm512_storeu_ps(p, v); }
   static SPARSEKERN_INLINE __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
@@ -40,6 +50,24 @@ struct Vec16 {
   static SPARSEKERN_INLINE Reg exp2i(Reg n) {
     const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
     return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
+  }
+
+  using Picks = __m512i;
+  using Index = __m512i;
+  static SPARSEKERN_INLINE Picks picks(const uint8_t* p) {
+    const __m512i words = _mm512_castps_si512(load_pair(reinterpret_cast<const float*>(p)));
+    const __m512i halves = _mm512_castps_si512(
+        _mm512_permutevar_ps(_mm512_castsi512_ps(words),
+                             _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1)));
+    return _mm512_srlv_epi32(
+        halves, _mm512_setr_epi32(0, 2, 16, 18, 0, 2, 16, 18, 4, 6, 20, 22, 4, 6, 20, 22));
+  }
+  template <int v>
+  static SPARSEKERN_INLINE Index index(Picks picks) {
+    return _mm512_srli_epi32(picks, 8 * v);
+  }
+  static SPARSEKERN_INLINE Reg pick(Reg groups, Index index) {
+    return _mm512_permutevar_ps(groups, index);
   }
 
   static SPARSEKERN_INLINE void load_transposed(const float* src, int64_t stride, int rows,

@@ -20,6 +20,12 @@ struct Vec4 {
     __builtin_memcpy(&v, p, sizeof v);
     return v;
   }
+  static SPARSEKERN_INLINE Reg load_pair(const float* p) { return Reg{p[0], p[1], p[0], p[1]}; }
+  static SPARSEKERN_INLINE Reg load_quad(const float* p) { return load(p); }
+  template <int I>
+  static SPARSEKERN_INLINE Reg splat_of(Reg few) {
+    return set(few[I]);
+  }
   static SPARSEKERN_INLINE void store(float* p, Reg v) { __builtin_memcpy(p, &v, sizeof v); }
   static SPARSEKERN_INLINE Reg load_first(const float* p, int n) {
     Reg v = zero();
@@ -45,6 +51,29 @@ struct Vec4 {
     Reg v;
     __builtin_memcpy(&v, &biased, sizeof v);
     return v;
+  }
+
+  // Positions in 2:4 (layouts/fragments.py): the two words of a g, and where in its group each of
+  // vector v's lanes picks.
+  struct Picks {
+    uint8_t bytes[8];
+  };
+  typedef Int Index;
+  static SPARSEKERN_INLINE Picks picks(const uint8_t* p) {
+    Picks picks;
+    __builtin_memcpy(&picks, p, sizeof picks);
+    return picks;
+  }
+  template <int v>
+  static SPARSEKERN_INLINE Index index(Picks picks) {
+    // Two groups' positions a byte, and two rows of four groups in each half.
+    constexpr int q = v / 2, half = v % 2;
+    const int low = picks.bytes[half * 4 + q / 2] >> (q % 2 * 4);
+    const int high = picks.bytes[half * 4 + 2 + q / 2] >> (q % 2 * 4);
+    return Int{low & 3, low >> 2 & 3, high & 3, high >> 2 & 3};
+  }
+  static SPARSEKERN_INLINE Reg pick(Reg group, Index index) {
+    return Reg{group[index[0]], group[index[1]], group[index[2]], group[index[3]]};
   }
 
   static SPARSEKERN_INLINE void load_transposed(const float* src, int64_t stride, int rows,

@@ -53,6 +53,18 @@ inline __m512i emulated_mm512_cvtps_epi32(__m512 v) {
 }
 #endif
 
+#ifndef _mm512_permutevar_ps
+#define _mm512_permutevar_ps emulated_mm512_permutevar_ps
+inline __m512 emulated_mm512_permutevar_ps(__m512 v, __m512i index) {
+  float lanes[16], picked[16];
+  int32_t places[16];
+  _mm512_storeu_ps(lanes, v);
+  _mm512_storeu_si512(places, index);
+  for (int i = 0; i < 16; ++i) picked[i] = lanes[i / 4 * 4 + (places[i] & 3)];
+  return _mm512_loadu_ps(picked);
+}
+#endif
+
 #undef _mm_maskload_ps
 #define _mm_maskload_ps emulated_mm_maskload_ps
 inline __m128 emulated_mm_maskload_ps(const float* p, __m128i mask) {
