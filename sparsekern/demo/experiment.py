@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..layouts import Block, Granularity, Unstructured
 from ..nn import Sparse, densify_, sparsify_
 from ..plan import Sample, interleave
-from ..prune import Calibration, calibrated_weights
+from ..prune import Calibration
 from .evaluate import Quality, difference_error, rate
 
 Step = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
@@ -51,18 +51,16 @@ class Settings:
     """What to try: all granularities at all densities, each timed up to ``rounds`` times.
 
     Attributes:
-        granularities: with kernels. The first is also pruned by magnitude alone, without the update, to
+        granularities: the first is also pruned by magnitude alone, without the update, to
             see what calibration is worth.
         densities: shares of the weights that are kept, descending.
-        without_kernel: pruned for comparison; runs as dense weights with zeros.
         rounds: interleaved rounds of the timing.
         seconds: after which timing stops early.
         compiled: try ``torch.compile`` on all models.
     """
 
-    granularities: tuple[Granularity, ...] = (Block(16, 1), Block(4, 1), Block(16, 16))
+    granularities: tuple[Granularity, ...] = (Block(16, 1), Block(4, 1), Block(16, 16), Unstructured())
     densities: tuple[float, ...] = (0.5, 0.25, 0.1)
-    without_kernel: Granularity = field(default_factory=Unstructured)
     rounds: int = 30
     seconds: float = 75.0
     compiled: bool = True
@@ -82,8 +80,8 @@ class Point:
         megabytes: of the Linear layers' weights, indices included.
         latency_ms: median time of the batch; None if not timed by itself.
         quartiles_ms: first and third quartile.
-        speedup: dense time over ours, median of the ratios within a round. 1.0 for what runs as dense weights;
-            for ``magnitude``, which is not timed, that of the calibrated masks of equal granularity and density.
+        speedup: dense time over ours, median of the ratios within a round; for ``magnitude``, which is not timed,
+            that of the calibrated masks of equal granularity and density.
         speedup_quartiles: of the same ratios; None if not timed by itself.
         remark: what to know about the row; may be empty.
     """
@@ -228,7 +226,7 @@ def _prune_and_judge(
     def judge(model: nn.Module) -> Quality:
         return rate(model, subject.documents, subject.ratings)
 
-    with step("Prune and judge", 1 + len(settings.densities) * (len(settings.granularities) + 2)) as advance:
+    with step("Prune and judge", 1 + len(settings.densities) * (len(settings.granularities) + 1)) as advance:
         yield _Candidate("dense", "dense", 1.0, judge(subject.model), dense_bytes)
         advance()
         for granularity, density in product(settings.granularities, settings.densities):
@@ -256,21 +254,6 @@ def _prune_and_judge(
                 judge(model),
                 report.bytes_after,
                 remark="magnitude alone, no update",
-            )
-            advance()
-        for density in settings.densities:
-            model = _twin(subject.model)
-            linears = _linears(model)
-            wanted = dict.fromkeys(linears, Sparse(settings.without_kernel, 1 - density))
-            for name, (weight, _) in calibrated_weights(model, linears, wanted, calibration).items():
-                linears[name].weight = nn.Parameter(weight)
-            yield _Candidate(
-                settings.without_kernel.label,
-                "calibrated",
-                density,
-                judge(model),
-                dense_bytes,
-                remark="no kernel yet",
             )
             advance()
 

@@ -62,7 +62,6 @@ def findings(result: Result) -> list[str]:
         _listed("Too high a price unless you retrain", [p for p in faster if p.loss >= BARGAIN]),
         _listed("Dense is as fast as or faster than", [p for p in timed if not _faster(p)]),
         *(_calibration(p, result) for p in result.points if p.method == "magnitude" and p.density == _middle(result)),
-        _without_kernel([p for p in result.points if p.latency_ms is None and p.method == "calibrated"], timed),
     ]
     return [text for text in found if text]
 
@@ -123,8 +122,7 @@ def chart(result: Result) -> Chart:
         color = colors.setdefault(granularity, len(colors))
         magnitude = method == "magnitude"
         points = list(group)
-        idle = points[0].latency_ms is None and not magnitude
-        name = granularity + (", magnitude alone" if magnitude else ", no kernel yet" if idle else "")
+        name = granularity + (", magnitude alone" if magnitude else "")
         marks = [Mark(p.speedup, p.pearson, "" if magnitude else f"{p.density:.0%}", _title(p)) for p in points]
         series.append(Series(name, marks, color, faint=magnitude))
     dense = result.dense
@@ -190,18 +188,6 @@ def _bargains(points: list[Point]) -> str:
 def _listed(what: str, points: list[Point]) -> str:
     names = ", ".join(f"{_name(p)} ({p.speedup:.2f}x, Pearson {p.pearson:.2f})" for p in points)
     return f"{what}: {names}." if points else ""
-
-
-def _without_kernel(idle: list[Point], timed: list[Point]) -> str:
-    if not idle:
-        return ""
-    kept = []
-    for point in idle:
-        rivals = [p for p in timed if p.density == point.density]
-        best = max(rivals, key=lambda p: p.pearson, default=None)
-        beside = f" (with a kernel at most {best.pearson:.3f}, {best.granularity})" if best else ""
-        kept.append(f"{point.pearson:.3f} at {point.density:.0%}{beside}")
-    return f"{idle[0].granularity.capitalize()} has no fast kernel yet, so 1.0x at best. Pearson {', '.join(kept)}."
 
 
 def _middle(result: Result) -> float:

@@ -52,8 +52,6 @@ def test_every_point_is_there(result):
         ("4x1", "calibrated", 0.25),
         ("16x1", "magnitude", 0.5),
         ("16x1", "magnitude", 0.25),
-        ("unstructured", "calibrated", 0.5),
-        ("unstructured", "calibrated", 0.25),
     ]
     assert result.layers == 12 and result.weights == 2 * (4 * 32 * 32 + 2 * 32 * 64)
 
@@ -115,10 +113,10 @@ def test_wrong_kernel_is_noticed(monkeypatch):
 def test_summary_names_what_was_found(result):
     rows = summary.rows(result)
     assert len(rows) == len(result.points) and all(len(row) == len(summary.COLUMNS) for row in rows)
-    assert rows[0][0] == "dense, eager" and "no kernel" in rows[-1][3]
+    assert rows[0][0] == "dense, eager"
     assert rows[5][:4] == ["16x1, magnitude", "50%", "", "as 16x1"], "not timed, so no time and no ratio"
     found = " ".join(summary.findings(result))
-    assert "magnitude alone" in found and "no fast kernel" in found
+    assert "magnitude alone" in found
     assert json.loads(json.dumps(result.record()))["points"][1]["granularity"] == "16x1"
 
 
@@ -145,7 +143,7 @@ def with_numbers(result, *numbers):
 
 
 TIMED = [(2.0, 0.01, 0.01), (3.0, 0.3), (0.9, 0.0), (1.02, 0.02)]  # 16x1 and 4x1, at 50 % and 25 % each
-OTHERS = [(2.0, 0.2), (3.0, 0.4), (1.0, 0.005), (1.0, 0.1)]  # 16x1 by magnitude, unstructured
+OTHERS = [(2.0, 0.2), (3.0, 0.4)]  # 16x1 by magnitude
 
 
 def sentences(result, timed=TIMED, others=OTHERS):
@@ -182,13 +180,6 @@ def test_calibration_is_praised_where_it_helps(result, magnitude, error, verdict
     found = sentences(result, [(2.0, 0.3, error), *TIMED[1:]], [(2.0, magnitude, error), *OTHERS[1:]])
     (sentence,) = (text for text in found if text.startswith("Calibration"))
     assert sentence.startswith(f"Calibration {verdict}: 16x1 at 50% density, magnitude alone reaches")
-
-
-def test_what_has_no_kernel_is_compared_and_not_praised(result):
-    assert sentences(result)[-1] == (
-        "Unstructured has no fast kernel yet, so 1.0x at best. "
-        "Pearson 0.645 at 50% (with a kernel at most 0.650, 4x1), 0.550 at 25% (with a kernel at most 0.630, 4x1)."
-    )
 
 
 def test_ranks_and_correlation_agree_with_scipy():
@@ -275,7 +266,7 @@ def test_command_from_end_to_end(small, capsys, tmp_path, as_json):
     printed = capsys.readouterr()
     assert "16x1" in output.read_text("utf-8")
     if as_json:
-        assert len(json.loads(printed.out)["points"]) == 9
+        assert len(json.loads(printed.out)["points"]) == 7
     else:
         assert "Machine" in printed.out and "speed-up" in printed.out and str(output) in printed.out
     assert "Calibrate:" in printed.err, "not a terminal: one line a step"
