@@ -21,10 +21,15 @@ from torch import Tensor, nn
 
 import sparsekern as sk
 from sparsekern._native import native
+from sparsekern.layouts import parse
 from sparsekern.plan import Request, interleave, select
 
 SHAPES = ((768, 3072), (3072, 768), (384, 1536), (1536, 384), (4096, 4096))  # (in, out)
 BLOCKS = ((16, 1), (32, 1), (16, 16), (32, 32), (64, 64), (4, 1), (8, 1))
+GRANULARITIES = (
+    *(sk.Block(*sides) for sides in BLOCKS),
+    sk.NM(2, 4), sk.NM(4, 8), sk.NM(1, 4), sk.NM(2, 4, 16), sk.NM(1, 4, 16), sk.Unstructured(),
+)  # fmt: skip
 DENSITIES = (0.5, 0.25, 0.1)
 TOKENS = (1, 128, 512)
 TRIAL_ROUNDS = 10
@@ -69,16 +74,17 @@ def shape_cases(
     variants = dense_variants(linear, x, options.compiled)
     trial = interleave(variants, TRIAL_ROUNDS)
     baseline = min(trial, key=lambda name: trial[name].median)
-    for rows, cols in options.blocks:
-        for density in options.densities:
-            layer = sk.SparseLinear.from_dense(linear, sk.Block(rows, cols), sparsity=1 - density)
+    for granularity in options.granularities:
+        implied = granularity.implied_sparsity
+        for density in options.densities if implied is None else (1 - implied,):
+            layer = sk.SparseLinear.from_dense(linear, granularity, sparsity=1 - density)
             error = check(layer, x)
             peak = fma_peak(count, 0.05)
             times = interleave({"dense": variants[baseline], "sparse": partial(layer, x)}, options.rounds)
             dense, sparse = times["dense"], times["sparse"]
             ratio = dense.over(sparse)
             stored = layer.packed.density
-            gflops = 2 * tokens * layer.values.numel() / sparse.median * 1e-9
+            gflops = 2 * tokens * stored * in_features * out_features / sparse.median * 1e-9
             request = Request(layer.granularity, (out_features, in_features), torch.float32, "cpu")
             yield {
                 "suite": "linear",
@@ -88,7 +94,7 @@ def shape_cases(
                     "tokens": tokens,
                     "threads": count,
                     "dtype": "float32",
-                    "granularity": f"{rows}x{cols}",
+                    "granularity": granularity.label,
                     "density": density,
                     "kernel": select(request).kernel_name(request, tokens),
                 },
@@ -115,7 +121,7 @@ def shape_cases(
 def line(record: dict[str, Any]) -> str:
     case = record["case"]
     return (
-        f"{case['threads']}t M={case['tokens']:<4d} {case['in']:>5d}->{case['out']:<5d} {case['granularity']:>6s} "
+        f"{case['threads']}t M={case['tokens']:<4d} {case['in']:>5d}->{case['out']:<5d} {case['granularity']:>12s} "
         f"d={case['density']:<5.3g} "
         f"dense {record['baseline']['median'] * 1e6:8.0f} us ({record['baseline']['name']:8s}) "
         f"sparse {record['t']['median'] * 1e6:8.1f} us  {record['speedup']:6.2f}x  eff {record['efficiency']:.2f}  "
@@ -128,7 +134,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
     parser.add_argument("--shapes", type=pair, nargs="+", default=SHAPES, help="INxOUT")
-    parser.add_argument("--blocks", type=pair, nargs="+", default=BLOCKS, help="ROWSxCOLS")
+    parser.add_argument(
+        "--granularities", type=parse, nargs="+", default=GRANULARITIES, help="such as block(16,1) or nm(2,4,1)"
+    )
     parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
