@@ -73,6 +73,7 @@ struct LinearCall {
 constexpr int64_t kMostChunkRows = 4096;
 // Sums that a kernel keeps between K-tiles, at most: a part of L2.
 constexpr int64_t kMostCells = 32 * 1024;
+constexpr int64_t kMostCursors = kMostCells / 4;  // of as many outputs, for vectors of 4 tokens
 
 // One thread's share of a call, and the memory it may use: for spans, and for packed activations.
 struct Share {

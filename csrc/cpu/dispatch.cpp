@@ -33,8 +33,8 @@ constexpr KernelInfo kTable[] = {
 constexpr int kTableSize = sizeof(kTable) / sizeof(kTable[0]);
 
 constexpr int64_t kBatchFloats = 1 << 20;  // packed activations of a batch: 4 MiB a thread
-// Spans or sums, and the padding of rows.
-constexpr int64_t kFixedFloats = max64(2 * kMostChunkRows, kMostCells) + 8 * 1024;
+// Spans or sums with their cursors, and the padding of rows.
+constexpr int64_t kFixedFloats = max64(2 * kMostChunkRows, kMostCells + kMostCursors) + 8 * 1024;
 
 // Grows as needed and is kept: a call must not pay the page faults of fresh memory.
 class Scratch {
@@ -74,13 +74,15 @@ int64_t useful_threads(int64_t weights, int64_t tokens, int64_t threads) {
 }
 
 // A grid of shares: the tokens are cut evenly, the bands of outputs by their weights.
-// Tokens are cut first: it balances whatever the pattern, and no activation is packed twice.
+// Tokens are cut first: it balances whatever the pattern, and no activation is packed twice. A part
+// has a full panel of tokens, or 64.
 struct Grid {
   int64_t token_parts, band_parts;
 
   Grid(int64_t tokens, int64_t panel, int64_t threads) {
     token_parts = threads;
-    while (token_parts > 1 && (threads % token_parts != 0 || tokens < token_parts * panel)) {
+    while (token_parts > 1 &&
+           (threads % token_parts != 0 || tokens < token_parts * min64(panel, 64))) {
       --token_parts;
     }
     band_parts = threads / token_parts;
@@ -130,8 +132,9 @@ void run_shares(const KernelInfo& kernel, const Matrix& a, const LinearCall& cal
                             : band_boundary(t.a, band_part + 1, t.grid.band_parts);
         if (share.row_begin == share.row_end) return;
         const int64_t inputs = t.a.padded_in_features();
-        const int64_t panels = ceil_div(share.token_end - share.token_begin, t.kernel.panel);
-        const int64_t panel_floats = inputs * t.kernel.panel;
+        const int64_t tokens = share.token_end - share.token_begin;
+        const int64_t panels = ceil_div(tokens, t.kernel.panel);
+        const int64_t panel_floats = inputs * min64(t.kernel.panel, ceil_div(tokens, 16) * 16);
         share.scratch_floats = kFixedFloats + (share.row_end - share.row_begin) +
                                max64(panel_floats, min64(panels * panel_floats, kBatchFloats));
         share.scratch = thread_scratch(share.scratch_floats);

@@ -13,7 +13,7 @@
 //       for a K-tile:         Weights::add: onto the cells, output by output
 //       transpose the cells into y
 //
-// Each output's weights are added in the order of storage, whatever the panel.
+// The order in which a sum is taken does not depend on the panel.
 
 // kCopies sums of each output, for chains of additions that are too short to hide their latency.
 template <class V, int MV, int kCopies>
@@ -68,7 +68,6 @@ struct BlockWeights {
   using Matrix = BlockMatrix;
   using Sums = SingleSums<V, MV, kCopies>;
 
-  static constexpr int64_t kQuantum = 1;  // outputs
   static constexpr int64_t kOutputsAhead = 2;
   static int64_t input_quantum(const BlockMatrix& a) { return a.cols; }
   static int64_t outputs_before(const BlockMatrix& a, int64_t band) {
@@ -121,10 +120,10 @@ struct BlockWeights {
     const bool last_tile = tile.input_end == a.padded_in_features();
     int64_t row = begin / a.rows, offset = begin % a.rows;
     for (int64_t n = begin; n < end; ++n, ++cursors, cells += Sums::kWidth) {
-      const int64_t later = cursors[min64(kOutputsAhead, end - 1 - n)];
-      for (int64_t i = 0; i < lines; ++i) {
-        prefetch(a.values + later * (kSingle ? 1 : a.rows * a.cols) + i * kLine);
-        __builtin_prefetch(a.columns + later + i * kLine);
+      if constexpr (kSingle) {
+        const int64_t later = cursors[min64(kOutputsAhead, end - 1 - n)];
+        for (int64_t i = 0; i < lines; ++i) prefetch(a.values + later + i * kLine);
+        for (int64_t i = 0; i < lines; i += 2) __builtin_prefetch(a.columns + later + i * kLine);
       }
       Sums sums;
       sums.begin(cells, first_tile);
@@ -163,7 +162,6 @@ struct NMWeights {
   using Matrix = NMMatrix;
   using Sums = SingleSums<V, MV, kCopies>;
 
-  static constexpr int64_t kQuantum = NMMatrix::kTileRows;
   static int64_t input_quantum(const NMMatrix& a) { return a.tile_inputs(); }
   static int64_t outputs_before(const NMMatrix& a, int64_t band) {
     return min64(band * NMMatrix::kTileRows, a.out_features);
@@ -218,7 +216,7 @@ struct NMWeights {
     }
   }
 
-  // Adds what the outputs [begin, end) have in the K-tile; `begin` is the first one of a row tile.
+  // Adds what the outputs [begin, end) have in the K-tile.
   static SPARSEKERN_NOINLINE void add(const NMMatrix& a, int64_t begin, int64_t end,
                                       const SingleTile& tile, int32_t*, float* cells) {
     const int n = kN ? kN : (int)a.n, bits = kN ? kBits : (int)a.position_bits();
@@ -249,11 +247,12 @@ struct NMWeights {
   }
 };
 
-// kTileBytes: of the panel's share of a K-tile, at most.
+// kTileBytes: of the panel's share of a K-tile, at most, if a block or a group tile is no wider.
 template <class V, int kMostVectors, int kCopies>
 struct SingleFamily {
   static constexpr int kLanes = V::kLanes;
   static constexpr int64_t kPanel = kMostVectors * kLanes;
+  static constexpr bool kForFewTokens = kCopies > 1;
   static constexpr int64_t kTileBytes = 24 * 1024;
   static constexpr int64_t kQuantum = kLanes;
 
@@ -263,11 +262,12 @@ struct SingleFamily {
                         int32_t* cursors, float* cells) {
     constexpr int64_t kWidth = Weights::Sums::kWidth;
     constexpr int64_t kChunk = kMostCells / kWidth / kLine * kLine;  // outputs; whole lines of y
-    static_assert(kChunk > 0 && kChunk % Weights::kQuantum == 0, "a chunk");
+    static_assert(kChunk > 0 && kMostCells / kWidth <= kMostCursors, "a chunk");
     const int64_t quantum = Weights::input_quantum(a);
     // Several copies of a sum end with the tile, and the order of a sum must not depend on the
-    // panel.
-    const int64_t width = kCopies > 1 ? kPanel : kWidth;
+    // panel: tokens that are shared between threads fill one, and how far they fill others varies.
+    const bool one_panel = share.token_end - share.token_begin < kPanel;
+    const int64_t width = !kForFewTokens || one_panel ? kWidth : kPanel;
     const int64_t depth = max64(1, kTileBytes / (4 * width * quantum)) * quantum;
     const int64_t outputs_end = Weights::outputs_before(a, share.row_end);
     int64_t end;
@@ -307,9 +307,12 @@ struct SingleFamily {
   static void run_with(const Matrix& a, const LinearCall& call, const Share& share) {
     float* cells = share.scratch;
     int32_t* cursors = reinterpret_cast<int32_t*>(cells + kMostCells);
-    float* panel = cells + kMostCells + kMostCells / kLanes;
+    float* panel = cells + kMostCells + kMostCursors;
     const int64_t total = share.token_end - share.token_begin;
-    const int64_t panels = ceil_div(total, kPanel);
+    const int64_t quantum = With<1>::type::input_quantum(a);
+    // Where the least K-tile of a full panel is more than L1 holds, panels are narrower.
+    const int64_t fitting = kTileBytes / (4 * quantum) / kLanes * kLanes;
+    const int64_t panels = ceil_div(total, max64(kLanes, min64(kPanel, fitting)));
     for (int64_t p = 0; p < panels; ++p) {
       const int64_t begin = share.token_begin + split_evenly<SingleFamily>(total, p, panels);
       const int64_t end = share.token_begin + split_evenly<SingleFamily>(total, p + 1, panels);
@@ -347,9 +350,10 @@ struct SingleNM : SingleFamily<V, kMostVectors, kCopies> {
 
   static void run_share(const NMMatrix& a, const LinearCall& call, const Share& share) {
     const auto is = [&](int64_t n, int64_t m) { return a.n == n && a.m == m; };
-    // (No thread's share of more tokens is as small.)
+    // A call of more tokens gives no thread as few, so the threads do not decide.
+    static_assert(SingleNM::kPanel > PicksFamily<V>::kMostTokens, "a share of several");
     const bool few = share.token_end - share.token_begin <= PicksFamily<V>::kMostTokens;
-    if (is(2, 4) && kCopies > 1 && few) {
+    if (is(2, 4) && SingleNM::kForFewTokens && few) {
       PicksFamily<V>::run_share(a, call, share);
     } else if (is(2, 4)) {
       SingleNM::template run_with<Of<2, 4, 2>::template With>(a, call, share);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import fragments
 from .block import Block
-from .compressed import decode_columns
+from .compressed import decode_columns, row_of_entry
 from .granularity import Granularity, Parts, register, require, require_matrix
 
 ROWS = (1, 4, 8, 16, 32)
@@ -32,6 +32,8 @@ class NM(Granularity):
         values: ``[ceil(N / 16), ceil(groups / 8), 32, 4 n]``, the weight's dtype.
         positions: ``[ceil(N / 16), ceil(groups / 8), 8, 2, n bits]`` uint8: the place of each value in its group,
             in 2, 4 or 8 bits, ascending within a group.
+    There n places of each group are always stored: where a mask keeps fewer, others are filled up with zeros. They
+    count in ``density``, and training may give them values.
 
     Source: Mishra et al., Accelerating Sparse Deep Neural Networks, 2021 (2:4); Zhou et al., Learning N:M
     Fine-grained Structured Sparse Neural Networks From Scratch, ICLR 2021 (N:M).
@@ -127,18 +129,21 @@ class NM(Granularity):
         self.check_shape(shape, what)
         if self.rows > 1:
             self._vectors.verify(parts, shape, what)
-            kept = torch.zeros(self._vectors.grid(shape), dtype=torch.bool, device=parts["columns"].device)
-            rows = torch.arange(kept.shape[0], device=kept.device)
-            rows = rows.repeat_interleave(parts["offsets"].diff().to(torch.int64))
-            kept[rows, decode_columns(parts["columns"])] = True
-            self._check_rule(kept, f"{what}.columns")
+            # By the stored vectors alone: a file may claim any shape.
+            columns = decode_columns(parts["columns"])
+            rows = row_of_entry(parts["offsets"], len(columns))
+            groups = rows * -(-shape[1] // self.m) + columns // self.m
+            found, counts = groups.unique_consecutive(return_counts=True)
+            if bool((counts > self.n).any()):
+                row, group = divmod(int(found[counts > self.n][0]), -(-shape[1] // self.m))
+                self._refuse(row, group, int(counts.max()), shape[1], f"{what}.columns")
             return
         tiles = fragments.tiles((shape[0], -(-shape[1] // self.m)))
         fragments.verify(parts, tiles, self.n, self.m, what)
         values = fragments.restore_values(parts["values"], self.n)
         inputs = fragments.decode_positions(parts["positions"], self.n, self.m)
         inputs = inputs + torch.arange(values.shape[1], device=inputs.device)[:, None] * self.m
-        # Padding beyond the matrix must be zero, or the kernels would add it to real outputs.
+        # One weight has one packed form, whoever reads it; and padding must never come to life in training.
         require(not values[shape[0] :].any(), f"{what}.values: non-zero padding below row {shape[0]}")
         require(not values[inputs >= shape[1]].any(), f"{what}.values: non-zero padding beyond column {shape[1]}")
 
@@ -162,10 +167,12 @@ class NM(Granularity):
         counts = self._in_groups(kept).sum(2)
         if int(counts.max()) > self.n:
             row, group = (counts > self.n).nonzero()[0].tolist()
-            first, last = group * self.m, min((group + 1) * self.m, kept.shape[1]) - 1
-            rows = f"row {row} keeps" if self.rows == 1 else f"the {self.rows} rows from {row * self.rows} on keep"
-            raise ValueError(
-                f"{what}: {self.label} keeps at most {self.n} of {self.m} consecutive inputs, but {rows} "
-                f"{int(counts[row, group])} of inputs {first} to {last} (group {group}); "
-                f"make_mask gives a mask that fits"
-            )
+            self._refuse(row, group, int(counts[row, group]), kept.shape[1], what)
+
+    def _refuse(self, row: int, group: int, count: int, in_features: int, what: str) -> NoReturn:
+        first, last = group * self.m, min((group + 1) * self.m, in_features) - 1
+        rows = f"row {row} keeps" if self.rows == 1 else f"the {self.rows} rows from {row * self.rows} on keep"
+        raise ValueError(
+            f"{what}: {self.label} keeps at most {self.n} of {self.m} consecutive inputs, but {rows} {count} of "
+            f"inputs {first} to {last} (group {group}); make_mask gives a mask that fits"
+        )

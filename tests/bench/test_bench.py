@@ -26,8 +26,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few small cases, measured once."""
     path = tmp_path_factory.mktemp("bench") / "new" / "linear.jsonl"
     printed = run(
-        "linear.py", "--shapes", "32x48", "48x32", "--tokens", 1, 8, "--granularities", "block(16,1)", "--densities", 0.5,
-        "--threads", 1, "--rounds", 5, "--eager-only", "--out", path,
+        "linear.py", "--shapes", "32x48", "48x32", "--tokens", 1, 8, "--granularities", "block(16,1)",
+        "--densities", 0.5, "--threads", 1, "--rounds", 5, "--eager-only", "--out", path,
     )  # fmt: skip
     assert len(printed.splitlines()) == 4
     return path

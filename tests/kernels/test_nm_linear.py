@@ -103,21 +103,31 @@ def test_strides(kernel: str) -> None:
         base[:, ::3][:, :64],
         base[:1, 64:128],
     ):
-        Expected.of(x, weight).check(weight(x, kernel), what=f"strides {x.stride()}")
+        expected = Expected.of(x, weight)
+        for tokens in (1, 3, 11, len(x)):
+            expected.check(weight(x[:tokens], kernel), what=f"strides {x.stride()}, {tokens} tokens")
     leading = base[:, :64].reshape(5, 9, 2, 64)
     assert torch.equal(weight(leading, kernel), weight(leading.reshape(-1, 64), kernel).reshape(5, 9, 2, 24))
 
 
 @every_kernel
-@pytest.mark.parametrize("tokens", [1, 7, 64, 97, 200, 410])
-def test_any_number_of_threads_gives_the_same_bits(kernel: str, tokens: int, threads: None) -> None:
-    weight = Weight.random((300, 520), 2, 4)
-    x, bias = torch.randn(tokens, 520), torch.randn(300)
-    results = []
-    for count in (1, 2, 3, 7):
-        torch.set_num_threads(count)
-        results.append(weight(x, kernel, bias, "gelu"))
-    assert all(torch.equal(results[0], y) for y in results[1:])
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (8, 16), (3, 5)])
+def test_any_number_of_threads_gives_the_same_bits(kernel: str, n: int, m: int, threads: None) -> None:
+    weight = Weight.random((900, 1280), n, m)  # work for seven threads, even for one token
+    x, bias = torch.randn(410, 1280), torch.randn(900)
+    for tokens in (1, 2, 7, 13, 64, 97, 200, 410):
+        results = []
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            results.append(weight(x[:tokens], kernel, bias, "gelu"))
+        assert all(torch.equal(results[0], y) for y in results[1:]), f"{tokens} tokens"
+
+
+@every_kernel
+def test_more_inputs_than_16_bits_count(kernel: str) -> None:
+    weight = Weight.random((5, 66_000), 2, 4)
+    x = torch.randn(3, 66_000)
+    Expected.of(x, weight).check(weight(x, kernel))
 
 
 def test_two_callers_at_once() -> None:

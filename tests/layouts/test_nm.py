@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.sparse._semi_structured_conversions as conversions
 from hypothesis import given, strategies as st
 from torch import Tensor
 
@@ -84,7 +85,6 @@ def test_the_image_of_2_4_in_figures() -> None:
 
 def test_positions_of_2_4_equal_those_of_torch() -> None:
     """torch's converter for CUTLASS, its own reordering of the metadata undone, has the same nibbles."""
-    conversions = pytest.importorskip("torch.sparse._semi_structured_conversions")
     rows, inputs = 64, 128
     weight = torch.randn(rows, inputs).bfloat16()
     weight = torch.where(sk.make_mask(weight, sk.NM(2, 4)), weight, 0)
@@ -198,3 +198,20 @@ def test_shared_rows_keep_the_rule_when_loaded() -> None:
     block = sk.pack(weight, sk.Block(16, 1), torch.ones(32, 40, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"layer\.columns: 2:4x16 keeps at most 2 of 4"):
         PackedWeight.from_tensors(sk.NM(2, 4, 16), (32, 40), block.tensors, "layer")
+
+
+def test_a_file_may_claim_any_shape() -> None:
+    """What is checked goes by what is stored."""
+    parts = [torch.zeros(0, 1, 16), torch.zeros(0, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)]
+    PackedWeight.from_tensors(sk.NM(2, 4, 16), (16, 2**36), parts, "layer")
+
+
+def test_training_may_fill_places_that_the_mask_left_free() -> None:
+    layer = sk.SparseLinear.from_dense(torch.nn.Linear(16, 16), sk.NM(2, 4), mask=torch.zeros(16, 16, dtype=torch.bool))
+    assert layer.packed.density == 0.5
+    layer.values.requires_grad_()
+    layer(torch.randn(4, 16)).square().sum().backward()
+    with torch.no_grad():
+        layer.values -= 0.1 * layer.values.grad
+    layer.packed.verify()
+    assert (layer.to_dense().weight != 0).float().mean() == 0.5

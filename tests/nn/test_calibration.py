@@ -38,3 +38,16 @@ def test_calibration_may_be_collected_before() -> None:
     sk.sparsify_(model, HALF, calibration=calibration)
     sk.sparsify_(twin, HALF, calibration=batches)
     assert torch.equal(model.query.weight, twin.query.weight)
+
+
+@pytest.mark.parametrize("pattern", [sk.NM(2, 4), sk.NM(1, 4, 8)], ids=lambda g: g.label)
+def test_n_of_m_is_calibrated_without_a_sparsity(pattern: sk.NM) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 16))
+    inputs = [torch.randn(32, 24) for _ in range(4)]
+    report = sk.sparsify_(model, sk.Sparse(pattern), calibration=inputs)
+    assert [row.density for row in report] == [1 - pattern.implied_sparsity] * 2
+    for layer in (model[0], model[2]):
+        assert layer.granularity == pattern
+        layer.packed.verify()
+    assert model(inputs[0]).isfinite().all()
