@@ -48,6 +48,8 @@ Config = Sparse | Mapping[str, Sparse | None]
 def check_config(config: Config) -> None:
     """Refuse anything but a ``Sparse`` or a dict of name pattern to ``Sparse`` or None."""
     if isinstance(config, Granularity):
+        if config.implied_sparsity is not None:
+            raise TypeError(f"config: {config!r} is a granularity and no configuration; write Sparse({config!r})")
         raise TypeError(f"config: {config!r} says nothing about sparsity; write Sparse({config!r}, sparsity)")
     if not isinstance(config, (Sparse, Mapping)):
         raise TypeError(f"config: expected a Sparse or a dict of name pattern to Sparse or None, got {config!r}")

@@ -69,6 +69,7 @@ def test_a_pattern_that_matches_nothing_is_an_error_with_a_hint() -> None:
 @pytest.mark.parametrize(
     "config, text",
     [
+        (sk.NM(2, 4), r"is a granularity and no configuration; write Sparse\(NM\(n=2, m=4, rows=1\)\)"),
         (sk.Block(16, 1), r"says nothing about sparsity; write Sparse\(Block\(rows=16, cols=1\), sparsity\)"),
         (0.5, "expected a Sparse or a dict of name pattern to Sparse or None, got 0.5"),
         (None, "got None"),
