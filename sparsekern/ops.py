@@ -293,6 +293,7 @@ def _autograd_linear(
     return differentiable(below, (granularity, out_features, in_features, activation), x, bias, weight)
 
 
+# ``rest`` is (out_features, in_features, activation, kernel).
 def _autograd_block_linear(
     keys: torch._C.DispatchKeySet,
     x: Tensor,
@@ -300,16 +301,13 @@ def _autograd_block_linear(
     columns: Tensor,
     offsets: Tensor,
     bias: Tensor | None,
-    out_features: int,
-    in_features: int,
-    activation: str,
-    kernel: str,
+    *rest: Any,
 ) -> Tensor:
     def below(x: Tensor, bias: Tensor | None, weight: Sequence[Tensor]) -> Tensor:
-        op, rest = torch.ops.sparsekern.block_linear.default, (out_features, in_features, activation, kernel)
+        op = torch.ops.sparsekern.block_linear.default
         return op.redispatch(keys & torch._C._after_autograd_keyset, x, *weight, bias, *rest)
 
-    return differentiable(below, (None, out_features, in_features, activation), x, bias, (values, columns, offsets))
+    return differentiable(below, (None, *rest[:3]), x, bias, (values, columns, offsets))
 
 
 def _autograd_nm_linear(
@@ -320,19 +318,14 @@ def _autograd_nm_linear(
     bias: Tensor | None,
     n: int,
     m: int,
-    out_features: int,
-    in_features: int,
-    activation: str,
-    kernel: str,
+    *rest: Any,
 ) -> Tensor:
     def below(x: Tensor, bias: Tensor | None, weight: Sequence[Tensor]) -> Tensor:
-        op, rest = torch.ops.sparsekern.nm_linear.default, (n, m, out_features, in_features, activation, kernel)
-        return op.redispatch(keys & torch._C._after_autograd_keyset, x, *weight, bias, *rest)
+        op = torch.ops.sparsekern.nm_linear.default
+        return op.redispatch(keys & torch._C._after_autograd_keyset, x, *weight, bias, n, m, *rest)
 
     # The spec as it is written: making it from an NM would take as long as a small product.
-    return differentiable(
-        below, (f"nm({n},{m},1)", out_features, in_features, activation), x, bias, (values, positions)
-    )
+    return differentiable(below, (f"nm({n},{m},1)", *rest[:3]), x, bias, (values, positions))
 
 
 _LIB.impl("linear", _autograd_linear, "Autograd", with_keyset=True)

@@ -32,7 +32,7 @@ def tiles(grid: tuple[int, int]) -> tuple[int, int]:
 
 def order_values(values: Tensor) -> Tensor:
     """``[rows, groups, n]`` as ``[row tiles, group tiles, 32, 4 n]``, padded with zeros."""
-    tiled = _tile(values, 0)
+    tiled = _tile(values)
     row_tiles, _, _, group_tiles, _, _, n = tiled.shape
     return tiled.permute(0, 3, 2, 5, 4, 1, 6).reshape(row_tiles, group_tiles, 32, 4 * n)
 
@@ -49,7 +49,7 @@ def encode_positions(positions: Tensor, m: int) -> Tensor:
 
     Padded rows and groups are given the positions 0 to n - 1.
     """
-    tiled = _tile(positions.to(torch.uint8) + 1, 0)
+    tiled = _tile(positions.to(torch.uint8) + 1)
     row_tiles, _, _, group_tiles, _, _, n = tiled.shape
     first = torch.arange(1, n + 1, dtype=torch.uint8, device=positions.device)
     tiled = torch.where(tiled == 0, first, tiled) - 1
@@ -67,7 +67,7 @@ def decode_positions(encoded: Tensor, n: int, m: int) -> Tensor:
     return tiled.reshape(row_tiles * TILE_ROWS, group_tiles * TILE_GROUPS, n).to(torch.int64)
 
 
-def verify(parts: Parts, grid: tuple[int, int], n: int, m: int, what: str) -> None:
+def verify(parts: Parts, grid: tuple[int, int], n: int, m: int, what: str) -> Tensor:
     """Refuse values and positions with which a kernel could read outside its tensors.
 
     Args:
@@ -76,6 +76,9 @@ def verify(parts: Parts, grid: tuple[int, int], n: int, m: int, what: str) -> No
         n: values of a group.
         m: inputs of a group.
         what: what errors call the weight.
+
+    Returns:
+        The positions, as :func:`decode_positions` returns them.
     """
     values, positions = parts["values"], parts["positions"]
     wanted = (*grid, 32, 4 * n)
@@ -91,12 +94,13 @@ def verify(parts: Parts, grid: tuple[int, int], n: int, m: int, what: str) -> No
     require(
         bool((decoded.diff(dim=2) > 0).all()), f"{what}.positions: expected ascending numbers within each group of {m}"
     )
+    return decoded
 
 
-def _tile(tensor: Tensor, fill: int) -> Tensor:
-    """``[rows, groups, n]`` as ``[row tiles, pair, g, group tiles, half, q, n]``."""
+def _tile(tensor: Tensor) -> Tensor:
+    """``[rows, groups, n]`` as ``[row tiles, pair, g, group tiles, half, q, n]``, padded with zeros."""
     rows, groups, n = tensor.shape
-    padded = F.pad(tensor, (0, 0, 0, -groups % TILE_GROUPS, 0, -rows % TILE_ROWS), value=fill)
+    padded = F.pad(tensor, (0, 0, 0, -groups % TILE_GROUPS, 0, -rows % TILE_ROWS))
     return padded.view(-1, 2, 8, padded.shape[1] // TILE_GROUPS, 2, 4, n)
 
 

@@ -134,15 +134,16 @@ class NM(Granularity):
             rows = row_of_entry(parts["offsets"], len(columns))
             groups = rows * -(-shape[1] // self.m) + columns // self.m
             found, counts = groups.unique_consecutive(return_counts=True)
-            if bool((counts > self.n).any()):
-                row, group = divmod(int(found[counts > self.n][0]), -(-shape[1] // self.m))
-                self._refuse(row, group, int(counts.max()), shape[1], f"{what}.columns")
+            crowded = (counts > self.n).nonzero()
+            if crowded.numel():
+                first = int(crowded[0])
+                row, group = divmod(int(found[first]), -(-shape[1] // self.m))
+                self._refuse(row, group, int(counts[first]), shape[1], f"{what}.columns")
             return
         tiles = fragments.tiles((shape[0], -(-shape[1] // self.m)))
-        fragments.verify(parts, tiles, self.n, self.m, what)
+        positions = fragments.verify(parts, tiles, self.n, self.m, what)
         values = fragments.restore_values(parts["values"], self.n)
-        inputs = fragments.decode_positions(parts["positions"], self.n, self.m)
-        inputs = inputs + torch.arange(values.shape[1], device=inputs.device)[:, None] * self.m
+        inputs = positions + torch.arange(values.shape[1], device=positions.device)[:, None] * self.m
         # One weight has one packed form, whoever reads it; and padding must never come to life in training.
         require(not values[shape[0] :].any(), f"{what}.values: non-zero padding below row {shape[0]}")
         require(not values[inputs >= shape[1]].any(), f"{what}.values: non-zero padding beyond column {shape[1]}")

@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from damaged import changed, with_entry
 from hypothesis import given, strategies as st
 from torch import Tensor
 
@@ -19,16 +20,6 @@ GRANULARITIES = [sk.Block(4, 1), sk.Block(4, 5), sk.Block(1, 1), sk.Unstructured
 def packed_as(granularity: Granularity) -> PackedWeight:
     weight = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     return sk.pack(weight, granularity, sk.make_mask(weight, granularity, 0.4))
-
-
-def changed(packed: PackedWeight, **parts: Tensor) -> PackedWeight:
-    return PackedWeight(packed.granularity, packed.shape, {**packed.parts, **parts})
-
-
-def with_entry(tensor: Tensor, place: int, value: float) -> Tensor:
-    flat = tensor.clone().flatten()
-    flat[place] = value
-    return flat.view(tensor.shape)
 
 
 def with_column(packed: PackedWeight, place: int, column: int) -> PackedWeight:
