@@ -13,7 +13,7 @@
 // 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
-SPARSEKERN_REGION_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+SPARSEKERN_REGION_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,prfchw")
 #include "cpu/isa/avx2.h"
 #include "cpu/isa/avx512.h"
 
@@ -30,8 +30,8 @@ SPARSEKERN_DEFINE(avx512, outputs_r32_avx512, OutputsFamily<Vec16, Vec16, 2, 12>
 SPARSEKERN_DEFINE(avx512, outputs_r16_avx512, OutputsFamily<Vec8, Vec16, 2, 12>)
 SPARSEKERN_DEFINE(avx512, outputs_r8_avx512, OutputsFamily<Vec8, Vec16, 1, 12>)
 SPARSEKERN_DEFINE(avx512, outputs_r4_avx512, OutputsFamily<Vec4, Vec16, 1, 12>)
-SPARSEKERN_DEFINE(avx512, tokens_r8_avx512, TokensFamily<Vec16, 8, 3>)
-SPARSEKERN_DEFINE(avx512, tokens_r4_avx512, TokensFamily<Vec16, 4, 3>)
+SPARSEKERN_DEFINE(avx512, tokens_r8_avx512, TokensFamily<Vec16, 8, 3, 0>)
+SPARSEKERN_DEFINE(avx512, tokens_r4_avx512, TokensFamily<Vec16, 4, 4, 0>)
 SPARSEKERN_DEFINE(avx512, vector_r16_avx512, VectorFamily<Vec8, Vec16, 2>)
 SPARSEKERN_DEFINE(avx512, vector_r8_avx512, VectorFamily<Vec8, Vec16, 1>)
 SPARSEKERN_DEFINE(avx512, vector_r4_avx512, VectorFamily<Vec4, Vec16, 1>)

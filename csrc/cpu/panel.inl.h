@@ -9,6 +9,9 @@ SPARSEKERN_INLINE void pack_strip(const float* x, int64_t stride, int tokens, in
   constexpr int L = V::kLanes;
   int64_t k = 0;
   for (; k + L <= inputs; k += L) {
+    // The panel lies in L2, and no hardware foresees stores this far apart.
+    SPARSEKERN_UNROLL
+    for (int j = 0; j < L; ++j) __builtin_prefetch(panel + (k + L + j) * width, 1, 3);
     typename V::Reg column[L];
     V::load_transposed(x + k, stride, tokens, column);
     SPARSEKERN_UNROLL

@@ -1,20 +1,41 @@
-// Kernels that hold vectors of tokens: short blocks, R outputs at a time.
+// Kernels that hold vectors of tokens: R outputs at a time.
 // Included inside an ISA region, once for each ISA namespace.
 //
 //   acc[r][m] += splat(weight[k][r]) * x[k][m]        R outputs x MV vectors of tokens
 //
 // For each input: MV activation loads, R splats, R * MV multiply-adds. The panel of activations
-// lies in L2, and no hardware foresees which of its rows the columns ask for; so they are fetched
-// by the columns of blocks that come later. The sums of a cache line of outputs are collected in
-// `cells` [outputs][tokens] and then transposed into, or onto, row-major y.
+// lies in L2, and no hardware foresees which of its rows the columns ask for; a core that looks
+// ahead less far than L2 takes to answer has them fetched by the columns of blocks that come later.
+// The sums of a cache line of outputs are collected in `cells` [outputs][tokens] and then
+// transposed into, or onto, row-major y.
 
-template <class V, int R, int MV>
+// The lines of y that a group of outputs will be written to. They are fetched one by one between
+// the multiply-adds: asked for all at once they would hold up every other load.
+class LinesAhead {
+ public:
+  LinesAhead(float* y, int64_t stride, int64_t tokens) : next_(y), stride_(stride), left_(tokens) {}
+
+  int64_t left() const { return left_; }
+
+  SPARSEKERN_INLINE void fetch() {
+    __builtin_prefetch(next_, 1, 3);
+    next_ += stride_;
+    --left_;
+  }
+
+ private:
+  float* next_;
+  int64_t stride_, left_;
+};
+
+// kInputsAhead: how many inputs ahead the panel's rows are fetched; 0 for a core that looks far
+// enough ahead itself, and has loads left to fetch weights.
+template <class V, int R, int MV, int64_t kInputsAhead>
 struct TokensStrip {
   using Reg = typename V::Reg;
   static constexpr int kLanes = V::kLanes;
   static constexpr int64_t kWidth = MV * kLanes;
-  // L2 answers in some 14 cycles, and an input takes 6 or more.
-  static constexpr int64_t kInputsAhead = 12;
+  static constexpr int64_t kWeightsAhead = 8;  // in inputs
 
   static SPARSEKERN_INLINE void fetch(const float* x) {
     SPARSEKERN_UNROLL
@@ -36,38 +57,35 @@ struct TokensStrip {
   // Blocks [begin, end) of one block row, outputs [offset, offset + R) of it. Up to block
   // `foreseen` there is one that comes `ahead` blocks later: in this row, or the next one. (In a
   // narrow K-tile it may be of another tile, and is fetched in vain.)
+  template <bool kSingleColumns>
   static SPARSEKERN_INLINE void add(const BlockMatrix& a, int64_t begin, int64_t end,
                                     int64_t foreseen, int64_t ahead, int64_t offset,
-                                    const float* panel, float* cells) {
+                                    const float* panel, LinesAhead& lines, float* cells) {
     Reg acc[R][MV];
     SPARSEKERN_UNROLL
     for (int r = 0; r < R; ++r) {
       SPARSEKERN_UNROLL
       for (int m = 0; m < MV; ++m) acc[r][m] = V::zero();
     }
-    const int64_t rows = a.rows, cols = a.cols;
+    const int64_t rows = a.rows, cols = kSingleColumns ? 1 : a.cols;
+    // The rows of a block lie one after the other, which the hardware does foresee: the first few
+    // of the block to come are enough.
+    const int64_t lead = min64(cols, kInputsAhead);
     const float* w = a.values + begin * cols * rows + offset;
     const uint16_t* column = a.columns + begin;
     const uint16_t* const last = a.columns + end;
-    const uint16_t* const last_foreseen = a.columns + min64(end, foreseen);
-    if (cols == 1) {
-      for (; column < last_foreseen; ++column, w += rows) {
-        fetch(panel + column[kInputsAhead] * kWidth);
-        step(acc, w, panel + *column * kWidth);
-      }
-      for (; column < last; ++column, w += rows) step(acc, w, panel + *column * kWidth);
-    } else {
-      // The rows of a block lie one after the other, which the hardware does foresee: the first few
-      // of the block to come are enough.
-      const int64_t lead = min64(cols, kInputsAhead);
-      for (; column < last; ++column) {
-        const float* x = panel + *column * cols * kWidth;
-        for (int64_t j = lead; j < cols; ++j, w += rows, x += kWidth) step(acc, w, x);
-        const float* later = column < last_foreseen ? panel + column[ahead] * cols * kWidth : x;
-        for (int64_t j = 0; j < lead; ++j, w += rows, x += kWidth, later += kWidth) {
-          fetch(later);
-          step(acc, w, x);
+    const uint16_t* const last_foreseen = a.columns + foreseen;
+    for (; column < last; ++column) {
+      const float* x = panel + *column * cols * kWidth;
+      const float* later = column < last_foreseen ? panel + column[ahead] * cols * kWidth : x;
+      for (int64_t j = 0; j < cols; ++j, w += rows, x += kWidth) {
+        if (lines.left() > 0) lines.fetch();
+        if constexpr (kInputsAhead == 0) {
+          prefetch(w + kWeightsAhead * rows);
+        } else if (j < lead) {
+          fetch(later + j * kWidth);
         }
+        step(acc, w, x);
       }
     }
     SPARSEKERN_UNROLL
@@ -77,34 +95,41 @@ struct TokensStrip {
     }
   }
 
+  template <bool kSingleColumns>
   static SPARSEKERN_NOINLINE void run(const BlockMatrix& a, const LinearCall& call,
                                       const Chunk& chunk, const float* panel, int64_t tokens,
                                       float* y) {
     alignas(64) float cells[kLine * kWidth];
     const int32_t* span = chunk.spans;
+    const int64_t first_output = chunk.row_begin * a.rows;
     const int64_t outputs_end = min64(chunk.row_end * a.rows, a.out_features);
     const int64_t ahead = max64(1, kInputsAhead / a.cols);
-    const int64_t foreseen = max64(0, a.offsets[a.block_rows()] - ahead);
-    for (int64_t row = chunk.row_begin; row < chunk.row_end;) {
-      const int64_t output = row * a.rows;
-      // Up to the end of a cache line of y, where its rows begin with one. A line is fetched before
-      // it is written, and a tile writes none twice.
-      const int64_t room = kLine - output % kLine;
-      float* cell = cells;
-      float* const line = y + (output - chunk.row_begin * a.rows);
-      for (int64_t t = 0; t < tokens; ++t) __builtin_prefetch(line + t * call.y_stride, 1, 2);
-      for (; row < chunk.row_end && cell < cells + room * kWidth; ++row, span += 2) {
-        for (int64_t offset = 0; offset < a.rows; offset += R, cell += R * kWidth) {
-          add(a, span[0], span[1], foreseen, ahead, offset, panel, cell);
+    const int64_t foreseen = kInputsAhead == 0 ? 0 : max64(0, a.offsets[a.block_rows()] - ahead);
+    int64_t offset = 0;  // in the block row of `span`
+    for (int64_t output = first_output; output < outputs_end;) {
+      // Up to the end of a cache line of y, where its rows begin with one: a tile writes none
+      // twice.
+      const int64_t outputs = min64(kLine - output % kLine, outputs_end - output);
+      float* const line = y + (output - first_output);
+      LinesAhead lines(line, call.y_stride, tokens);
+      for (int64_t n = 0; n < outputs; n += R) {
+        add<kSingleColumns>(a, span[0], span[1], foreseen, ahead, offset, panel, lines,
+                            cells + n * kWidth);
+        offset += R;
+        if (offset == a.rows) {
+          offset = 0;
+          span += 2;
         }
       }
-      write_cells<V, kWidth>(cells, min64(room, outputs_end - output), chunk.first_tile,
+      write_cells<V, kWidth>(cells, outputs, chunk.first_tile,
                              call.bias ? call.bias + output : nullptr, tokens, line, call.y_stride);
+      output += outputs;
     }
   }
 };
 
-template <class V, int R, int kMostVectors>
+// kInputsAhead: as of the strip.
+template <class V, int R, int kMostVectors, int64_t kInputsAhead>
 struct TokensFamily {
   using Matrix = BlockMatrix;
   using Vec = V;
@@ -134,7 +159,12 @@ struct TokensFamily {
   static void run_exact(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk,
                         const float* panel, int64_t tokens, float* y) {
     if (vectors(tokens) == MV) {
-      TokensStrip<V, R, MV>::run(a, call, chunk, panel, tokens, y);
+      using Strip = TokensStrip<V, R, MV, kInputsAhead>;
+      if (a.cols == 1) {
+        Strip::template run<true>(a, call, chunk, panel, tokens, y);
+      } else {
+        Strip::template run<false>(a, call, chunk, panel, tokens, y);
+      }
     } else if constexpr (MV > 1) {
       run_exact<MV - 1>(a, call, chunk, panel, tokens, y);
     }
