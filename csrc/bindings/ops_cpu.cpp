@@ -8,8 +8,10 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "cpu/bfloat16.h"
 #include "cpu/dispatch.h"
 
 namespace sparsekern {
@@ -29,6 +31,10 @@ std::string found(const Tensor& tensor) {
   if (!tensor.is_contiguous()) text += " not contiguous";
   if (!tensor.is_cpu()) text += " not on the CPU";
   return text;
+}
+
+bool is_served(const Tensor& values) {
+  return values.scalar_type() == ScalarType::Float || values.scalar_type() == ScalarType::BFloat16;
 }
 
 Activation parse_activation(const std::string& name, const char* op) {
@@ -60,10 +66,9 @@ const KernelInfo& pick_kernel(const std::string& name, Format format, int64_t bl
 BlockMatrix view_blocks(const Tensor& values, const Tensor& columns, const Tensor& offsets,
                         int64_t out_features, int64_t in_features) {
   STD_TORCH_CHECK(
-      values.scalar_type() == ScalarType::Float && values.dim() == 3 && values.is_contiguous() &&
-          values.is_cpu(),
-      "sparsekern::block_linear: expected contiguous float32 values [blocks, cols, rows] "
-      "on the CPU",
+      is_served(values) && values.dim() == 3 && values.is_contiguous() && values.is_cpu(),
+      "sparsekern::block_linear: expected contiguous float32 or bfloat16 values "
+      "[blocks, cols, rows] on the CPU",
       found(values));
   BlockMatrix a;
   a.out_features = out_features;
@@ -93,12 +98,14 @@ BlockMatrix view_blocks(const Tensor& values, const Tensor& columns, const Tenso
                   found(offsets));
   // Kernels add offsets to it even where no block is stored.
   static const float kNoValues = 0.0f;
-  a.values = values.size(0) == 0 ? &kNoValues : static_cast<const float*>(values.data_ptr());
+  const bool is_read = values.size(0) > 0 && values.scalar_type() == ScalarType::Float;
+  a.values = is_read ? static_cast<const float*>(values.data_ptr()) : &kNoValues;
   a.columns = static_cast<const uint16_t*>(columns.data_ptr());
   a.offsets = static_cast<const int32_t*>(offsets.data_ptr());
   STD_TORCH_CHECK(a.offsets[a.block_rows()] == values.size(0),
                   "sparsekern::block_linear: offsets end at ", a.offsets[a.block_rows()],
                   ", expected the number of blocks, ", values.size(0));
+  a.density = double(values.size(0)) / double(a.block_rows() * ceil_div(in_features, a.cols));
   return a;
 }
 
@@ -114,12 +121,12 @@ NMMatrix view_nm(const Tensor& values, const Tensor& positions, int64_t n, int64
   a.in_features = in_features;
   a.n = n;
   a.m = m;
-  STD_TORCH_CHECK(values.scalar_type() == ScalarType::Float && values.is_contiguous() &&
-                      values.is_cpu() && values.dim() == 4 && values.size(0) == a.row_tiles() &&
-                      values.size(1) == a.group_tiles() && values.size(2) == 32 &&
-                      values.size(3) == 4 * n,
-                  "sparsekern::nm_linear: expected contiguous float32 values [", a.row_tiles(),
-                  ", ", a.group_tiles(), ", 32, ", 4 * n, "] on the CPU", found(values));
+  STD_TORCH_CHECK(
+      is_served(values) && values.is_contiguous() && values.is_cpu() && values.dim() == 4 &&
+          values.size(0) == a.row_tiles() && values.size(1) == a.group_tiles() &&
+          values.size(2) == 32 && values.size(3) == 4 * n,
+      "sparsekern::nm_linear: expected contiguous float32 or bfloat16 values [", a.row_tiles(),
+      ", ", a.group_tiles(), ", 32, ", 4 * n, "] on the CPU", found(values));
   STD_TORCH_CHECK(positions.scalar_type() == ScalarType::Byte && positions.is_contiguous() &&
                       positions.is_cpu() && positions.dim() == 5 &&
                       positions.size(0) == a.row_tiles() && positions.size(1) == a.group_tiles() &&
@@ -127,7 +134,8 @@ NMMatrix view_nm(const Tensor& values, const Tensor& positions, int64_t n, int64
                       positions.size(4) == n * a.position_bits(),
                   "sparsekern::nm_linear: expected uint8 positions [", a.row_tiles(), ", ",
                   a.group_tiles(), ", 8, 2, ", n * a.position_bits(), "]", found(positions));
-  a.values = static_cast<const float*>(values.data_ptr());
+  const bool is_read = values.scalar_type() == ScalarType::Float;
+  a.values = is_read ? static_cast<const float*>(values.data_ptr()) : nullptr;
   a.positions = static_cast<const uint8_t*>(positions.data_ptr());
   return a;
 }
@@ -154,14 +162,27 @@ void on_torch_threads(int64_t parts, void (*body)(int64_t, void*), void* context
   });
 }
 
+template <class T>
+CallOf<T> call_of(const Tensor& input, int64_t x_stride, Tensor& y, int64_t out_features,
+                  const std::optional<Tensor>& bias, Activation activation) {
+  return {static_cast<const T*>(input.data_ptr()),
+          x_stride,
+          static_cast<T*>(y.data_ptr()),
+          out_features,
+          bias.has_value() ? static_cast<const T*>(bias->data_ptr()) : nullptr,
+          activation};
+}
+
 // activation(x * a^T + bias), by the kernel of that name, or the one chosen if it is empty.
 template <class Matrix>
 Tensor linear(const char* op, const Tensor& x, Format format, int64_t block_rows, const Matrix& a,
-              const std::optional<Tensor>& bias, const std::string& activation,
+              const Tensor& values, std::optional<Tensor> bias, const std::string& activation_name,
               const std::string& kernel_name) {
+  const ScalarType dtype = values.scalar_type();
+  const char* const dtype_name = dtype == ScalarType::Float ? "float32" : "bfloat16";
   const int64_t dims = x.dim();
-  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float, op,
-                  ": expected a float32 input on the CPU", found(x));
+  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == dtype, op, ": expected a ", dtype_name,
+                  " input on the CPU, like the values", found(x));
   STD_TORCH_CHECK(dims >= 1 && x.size(dims - 1) == a.in_features, op, ": expected an input [..., ",
                   a.in_features, "]", found(x));
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
@@ -169,27 +190,27 @@ Tensor linear(const char* op, const Tensor& x, Format format, int64_t block_rows
   int64_t tokens = 1;
   for (int64_t i = 0; i + 1 < dims; ++i) tokens *= x.size(i);
 
-  const int64_t x_stride = row_stride(x);
+  int64_t x_stride = row_stride(x);
   const Tensor input = x_stride >= 0 ? x : torch::stable::contiguous(x);
-  Tensor y = torch::stable::empty(shape, ScalarType::Float);
-
-  LinearCall call;
-  call.x = static_cast<const float*>(input.data_ptr());
-  call.x_stride = x_stride >= 0 ? x_stride : a.in_features;
-  call.y = static_cast<float*>(y.data_ptr());
-  call.y_stride = a.out_features;
-  call.bias = nullptr;
-  call.activation = parse_activation(activation, op);
-  Tensor dense_bias;
+  if (x_stride < 0) x_stride = a.in_features;
+  Tensor y = torch::stable::empty(shape, dtype);
   if (bias.has_value()) {
-    STD_TORCH_CHECK(bias->is_cpu() && bias->scalar_type() == ScalarType::Float &&
-                        bias->dim() == 1 && bias->size(0) == a.out_features,
-                    op, ": expected a float32 bias [", a.out_features, "]", found(*bias));
-    dense_bias = bias->is_contiguous() ? *bias : torch::stable::contiguous(*bias);
-    call.bias = static_cast<const float*>(dense_bias.data_ptr());
+    STD_TORCH_CHECK(bias->is_cpu() && bias->scalar_type() == dtype && bias->dim() == 1 &&
+                        bias->size(0) == a.out_features,
+                    op, ": expected a ", dtype_name, " bias [", a.out_features, "]", found(*bias));
+    if (!bias->is_contiguous()) bias = torch::stable::contiguous(*bias);
   }
+  const Activation activation = parse_activation(activation_name, op);
   const KernelInfo& kernel = pick_kernel(kernel_name, format, block_rows, tokens, op);
-  run_linear(kernel, a, call, tokens, torch::stable::get_num_threads(), on_torch_threads);
+  const int64_t threads = torch::stable::get_num_threads();
+  if (dtype == ScalarType::Float) {
+    const auto call = call_of<float>(input, x_stride, y, a.out_features, bias, activation);
+    run_linear(kernel, a, call, tokens, threads, on_torch_threads);
+  } else {
+    const auto call = call_of<BFloat16>(input, x_stride, y, a.out_features, bias, activation);
+    run_linear(kernel, a, static_cast<const BFloat16*>(values.data_ptr()), call, tokens, threads,
+               on_torch_threads);
+  }
   return y;
 }
 
@@ -197,15 +218,16 @@ Tensor block_linear(const Tensor& x, const Tensor& values, const Tensor& columns
                     const Tensor& offsets, std::optional<Tensor> bias, int64_t out_features,
                     int64_t in_features, std::string activation, std::string kernel_name) {
   const BlockMatrix a = view_blocks(values, columns, offsets, out_features, in_features);
-  return linear("sparsekern::block_linear", x, Format::kBlock, a.rows, a, bias, activation,
-                kernel_name);
+  return linear("sparsekern::block_linear", x, Format::kBlock, a.rows, a, values, std::move(bias),
+                activation, kernel_name);
 }
 
 Tensor nm_linear(const Tensor& x, const Tensor& values, const Tensor& positions,
                  std::optional<Tensor> bias, int64_t n, int64_t m, int64_t out_features,
                  int64_t in_features, std::string activation, std::string kernel_name) {
   const NMMatrix a = view_nm(values, positions, n, m, out_features, in_features);
-  return linear("sparsekern::nm_linear", x, Format::kNM, 1, a, bias, activation, kernel_name);
+  return linear("sparsekern::nm_linear", x, Format::kNM, 1, a, values, std::move(bias), activation,
+                kernel_name);
 }
 
 }  // namespace

@@ -14,6 +14,11 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // The packed forms that kernels read. Work is cut between threads at bands of outputs.
 enum class Format : int32_t { kBlock, kNM };
 
+// A bfloat16: the upper half of a float32.
+struct BFloat16 {
+  uint16_t bits;
+};
+
 // A weight [out_features, in_features] in blocks of rows x cols (sparsekern/layouts/block.py).
 struct BlockMatrix {
   const float* values;      // [blocks][cols][rows]
@@ -23,12 +28,15 @@ struct BlockMatrix {
   int64_t in_features;
   int64_t rows;
   int64_t cols;
+  double density;  // of stored blocks, in the whole weight if this is a part of it
 
   int64_t block_rows() const { return ceil_div(out_features, rows); }
   int64_t padded_in_features() const { return ceil_div(in_features, cols) * cols; }
 
   int64_t bands() const { return block_rows(); }
   int64_t stored() const { return offsets[block_rows()] * rows * cols; }
+  int64_t band_outputs() const { return rows; }
+  int64_t stored_before(int64_t band) const { return offsets[band] * rows * cols; }
   // What the bands before this one cost, in blocks: a block row without any costs a little too.
   int64_t cost_before(int64_t band) const { return offsets[band] + band; }
 };
@@ -54,20 +62,24 @@ struct NMMatrix {
 
   int64_t bands() const { return row_tiles(); }
   int64_t stored() const { return row_tiles() * group_tiles() * tile_values(); }
+  int64_t band_outputs() const { return kTileRows; }
+  int64_t stored_before(int64_t band) const { return band * group_tiles() * tile_values(); }
   int64_t cost_before(int64_t band) const { return band; }
 };
 
 enum class Activation : int32_t { kNone, kRelu, kGelu, kSilu };
 
 // y = activation(x * W^T + bias), x [tokens, in_features], y [tokens, out_features].
-struct LinearCall {
-  const float* x;
-  int64_t x_stride;  // floats from one token to the next
-  float* y;
+template <class T>
+struct CallOf {
+  const T* x;
+  int64_t x_stride;  // elements from one token to the next
+  T* y;
   int64_t y_stride;
-  const float* bias;  // [out_features] or null
+  const T* bias;  // [out_features] or null
   Activation activation;
 };
+using LinearCall = CallOf<float>;
 
 // Block rows that a kernel takes up at a time, at most: their spans lie in the scratch.
 constexpr int64_t kMostChunkRows = 4096;

@@ -1,9 +1,8 @@
 #include "cpu/dispatch.h"
 
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
+
+#include "cpu/shares.h"
 
 #if defined(__x86_64__)
 #define SPARSEKERN_ON_X86(kernel) kernel
@@ -32,115 +31,16 @@ constexpr KernelInfo kTable[] = {
 #undef SPARSEKERN_KERNEL
 constexpr int kTableSize = sizeof(kTable) / sizeof(kTable[0]);
 
-constexpr int64_t kBatchFloats = 1 << 20;  // packed activations of a batch: 4 MiB a thread
-// Spans or sums with their cursors, and the padding of rows.
-constexpr int64_t kFixedFloats = max64(2 * kMostChunkRows, kMostCells + kMostCursors) + 8 * 1024;
-
-// Grows as needed and is kept: a call must not pay the page faults of fresh memory.
-class Scratch {
- public:
-  float* reserve(int64_t floats) {
-    if (floats > size_) {
-      memory_.reset();
-      size_ = 0;
-      void* fresh = std::aligned_alloc(64, static_cast<size_t>(ceil_div(floats * 4, 64) * 64));
-      if (fresh == nullptr) throw std::bad_alloc();
-      memory_.reset(static_cast<float*>(fresh));
-      size_ = floats;
-    }
-    return memory_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(float* p) const { std::free(p); }
-  };
-  std::unique_ptr<float[], Free> memory_;
-  int64_t size_ = 0;
-};
-
-float* thread_scratch(int64_t floats) {
-  static thread_local Scratch scratch;
-  return scratch.reserve(floats);
-}
-
-// Threads worth waking: below some microseconds of work each, one thread alone is faster.
-int64_t useful_threads(int64_t weights, int64_t tokens, int64_t threads) {
-  constexpr int64_t kCyclesPerThread = 12000;
-  const int64_t multiply_add_cycles = weights * tokens / 16;
-  const int64_t load_cycles = weights * 4 / 16;
-  const int64_t cycles = max64(multiply_add_cycles, load_cycles);
-  return max64(1, min64(threads, cycles / kCyclesPerThread));
-}
-
-// A grid of shares: the tokens are cut evenly, the bands of outputs by their weights.
-// Tokens are cut first: it balances whatever the pattern, and no activation is packed twice. A part
-// has a full panel of tokens, or 64.
-struct Grid {
-  int64_t token_parts, band_parts;
-
-  Grid(int64_t tokens, int64_t panel, int64_t threads) {
-    token_parts = threads;
-    while (token_parts > 1 &&
-           (threads % token_parts != 0 || tokens < token_parts * min64(panel, 64))) {
-      --token_parts;
-    }
-    band_parts = threads / token_parts;
-  }
-};
-
-// First band before which part / parts of the work lies.
 template <class Matrix>
-int64_t band_boundary(const Matrix& a, int64_t part, int64_t parts) {
-  const int64_t goal = a.cost_before(a.bands()) * part / parts;
-  int64_t low = 0, high = a.bands();
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    if (a.cost_before(middle) < goal) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
-
-template <class Matrix>
-void run_shares(const KernelInfo& kernel, const Matrix& a, const LinearCall& call, int64_t tokens,
-                int64_t threads, ParallelFor parallel_for) {
-  if (tokens == 0) return;
-  struct Task {
-    const KernelInfo& kernel;
-    const Matrix& a;
-    const LinearCall& call;
-    int64_t tokens;
-    Grid grid;
-  } task{kernel, a, call, tokens,
-         Grid(tokens, kernel.panel, useful_threads(a.stored(), tokens, threads))};
-
-  parallel_for(
-      task.grid.token_parts * task.grid.band_parts,
-      [](int64_t part, void* context) {
-        const Task& t = *static_cast<const Task*>(context);
-        const int64_t token_part = part % t.grid.token_parts, band_part = part / t.grid.token_parts;
-        Share share;
-        share.token_begin = t.tokens * token_part / t.grid.token_parts;
-        share.token_end = t.tokens * (token_part + 1) / t.grid.token_parts;
-        share.row_begin = band_boundary(t.a, band_part, t.grid.band_parts);
-        share.row_end = band_part + 1 == t.grid.band_parts
-                            ? t.a.bands()
-                            : band_boundary(t.a, band_part + 1, t.grid.band_parts);
-        if (share.row_begin == share.row_end) return;
-        const int64_t inputs = t.a.padded_in_features();
-        const int64_t tokens = share.token_end - share.token_begin;
-        const int64_t panels = ceil_div(tokens, t.kernel.panel);
-        const int64_t panel_floats = inputs * min64(t.kernel.panel, ceil_div(tokens, 16) * 16);
-        share.scratch_floats = kFixedFloats + (share.row_end - share.row_begin) +
-                               max64(panel_floats, min64(panels * panel_floats, kBatchFloats));
-        share.scratch = thread_scratch(share.scratch_floats);
-        t.kernel.run(&t.a, &t.call, &share);
-      },
-      &task);
+void run_float32(const KernelInfo& kernel, const Matrix& a, const LinearCall& call, int64_t tokens,
+                 int64_t threads, ParallelFor parallel_for) {
+  for_each_share(kernel, a, tokens, threads, parallel_for, [&](Share share) {
+    share.scratch_floats =
+        kernel_scratch_floats(kernel, a.padded_in_features(), share.token_end - share.token_begin,
+                              share.row_end - share.row_begin);
+    share.scratch = thread_scratch(share.scratch_floats);
+    kernel.run(&a, &call, &share);
+  });
 }
 
 }  // namespace
@@ -169,12 +69,12 @@ const KernelInfo* find_kernel(const char* name) {
 
 void run_linear(const KernelInfo& kernel, const BlockMatrix& a, const LinearCall& call,
                 int64_t tokens, int64_t threads, ParallelFor parallel_for) {
-  run_shares(kernel, a, call, tokens, threads, parallel_for);
+  run_float32(kernel, a, call, tokens, threads, parallel_for);
 }
 
 void run_linear(const KernelInfo& kernel, const NMMatrix& a, const LinearCall& call, int64_t tokens,
                 int64_t threads, ParallelFor parallel_for) {
-  run_shares(kernel, a, call, tokens, threads, parallel_for);
+  run_float32(kernel, a, call, tokens, threads, parallel_for);
 }
 
 }  // namespace sparsekern

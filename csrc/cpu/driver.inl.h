@@ -134,9 +134,7 @@ static void run_panels(const BlockMatrix& a, const LinearCall& call, const Share
   // Of the whole matrix and the widest panel: tiles, and so the order of a sum, must not depend on
   // how the work is cut.
   const int64_t total = share.token_end - share.token_begin;
-  const double density =
-      (double)a.offsets[a.block_rows()] / (double)(a.block_rows() * block_columns);
-  const Reading reading = Family::reading(a, call, min64(Family::kPanel, total), density);
+  const Reading reading = Family::reading(a, call, min64(Family::kPanel, total));
   const int64_t most_columns = max64(1, min64(block_columns, reading.tile_inputs / a.cols));
   const int64_t tiles = ceil_div(block_columns, most_columns);
   const int64_t tile_columns = ceil_div(block_columns, tiles);

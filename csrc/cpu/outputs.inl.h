@@ -190,9 +190,9 @@ struct OutputsFamily {
   static constexpr double kFollowed = 0.4;
 
   // Whether rows are as well read where they are as from a copy in L1.
-  static bool worth_in_place(const BlockMatrix& a, int64_t floats, double density) {
+  static bool worth_in_place(const BlockMatrix& a, int64_t floats) {
     if (floats <= kNearFloats) return true;
-    const double line_use = density * kLine;
+    const double line_use = a.density * kLine;
     const int64_t together = min64(a.cols, kLine);
     // A line brought from L2 should serve a strip with three inputs at least.
     if (floats <= 2 * kNearFloats) return line_use >= 3 || together >= 3;
@@ -205,11 +205,10 @@ struct OutputsFamily {
   // are more rows than an 8-way cache has ways for and they lie a multiple of 4 KiB apart, where
   // one input of all tokens competes for the same cache sets.
   // Otherwise a tile of them is copied, side by side in L1.
-  static Reading reading(const BlockMatrix& a, const LinearCall& call, int64_t tokens,
-                         double density) {
+  static Reading reading(const BlockMatrix& a, const LinearCall& call, int64_t tokens) {
     const bool crowded = tokens > 8 && call.x_stride % 1024 == 0;
-    const bool in_place = a.in_features % a.cols == 0 && !crowded &&
-                          worth_in_place(a, a.in_features * tokens, density);
+    const bool in_place =
+        a.in_features % a.cols == 0 && !crowded && worth_in_place(a, a.in_features * tokens);
     return in_place ? Reading{true, kMostInputs} : Reading{false, kTileFloats / tokens};
   }
 

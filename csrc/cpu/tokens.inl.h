@@ -140,7 +140,7 @@ struct TokensFamily {
 
   // 192 KiB of a panel, a part of L2, which feeds MV loads for R * MV multiply-adds: partial sums
   // cost more than what a smaller tile would save.
-  static Reading reading(const BlockMatrix&, const LinearCall&, int64_t tokens, double) {
+  static Reading reading(const BlockMatrix&, const LinearCall&, int64_t tokens) {
     return {false, 48 * 1024 / (vectors(tokens) * kLanes)};
   }
 

@@ -17,9 +17,15 @@ from ..plan.registry import Backend, KernelRecord, Request
 OPS = {Block.kind: "block_linear", NM.kind: "nm_linear"}
 """The op of each format that has kernels."""
 
+DTYPES = (torch.float32, torch.bfloat16)
+DTYPE_NAMES = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+
 
 class CpuBackend(Backend):
-    """float32 blocks, single weights and n:m on x86-64 with AVX-512 or AVX2, and portably on anything else."""
+    """Blocks, single weights and n:m on x86-64 with AVX-512 or AVX2, and portably on anything else.
+
+    bfloat16 is what is stored and passed; its products are summed in float32, by the same kernels.
+    """
 
     name: ClassVar[str] = "cpu"
 
@@ -27,7 +33,7 @@ class CpuBackend(Backend):
         records: list[KernelRecord] = []
         for line in native.kernels() if native else ():
             kind = line.pop("format")
-            record = KernelRecord(backend=self.name, op=OPS[kind], granularity=kind, dtypes=("float32",), **line)
+            record = KernelRecord(backend=self.name, op=OPS[kind], granularity=kind, dtypes=DTYPE_NAMES, **line)
             # The first line that fits is chosen, so an earlier one that takes these blocks ends this one's range.
             limits = [above.min_tokens for above in records if above.isa == record.isa and above.covers(record)]
             records.append(replace(record, max_tokens=min(limits) - 1) if limits else record)
@@ -38,7 +44,7 @@ class CpuBackend(Backend):
             return f"native kernels are not installed ({failure})"
         if request.device != "cpu":
             return f"weight is on {request.device}"
-        if request.dtype != torch.float32:
+        if request.dtype not in DTYPES:
             return f"no kernel for {request.dtype}"
         format_ = _format(request.granularity)
         if format_ is None:

@@ -116,7 +116,7 @@ struct Weight {
     values = exact(all_values);
     columns = exact(all_columns);
     offsets = exact(all_offsets);
-    view = {values->data, columns->data, offsets->data, c.outputs, c.inputs, c.rows, c.cols};
+    view = {values->data, columns->data, offsets->data, c.outputs, c.inputs, c.rows, c.cols, c.density};
   }
 
   template <class T>

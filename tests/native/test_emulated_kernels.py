@@ -22,7 +22,9 @@ COMPILER = os.environ.get("CXX", "c++").split()
 KERNELS = {"csrc/cpu/avx512.cpp": "-O0", "csrc/cpu/avx2.cpp": "-O0", "csrc/cpu/portable.cpp": "-O1"}
 DRIVER = {
     "csrc/core/cpu_info.cpp": "-O1",
+    "csrc/cpu/bfloat16.cpp": "-O1",
     "csrc/cpu/dispatch.cpp": "-O1",
+    "csrc/cpu/shares.cpp": "-O1",
     "tests/native/emulated_kernels.cpp": "-O2",
 }
 SANITIZE = os.environ.get("SPARSEKERN_SANITIZE")

@@ -299,7 +299,7 @@ def test_without_a_kernel_the_report_says_so(timings: list[Any]) -> None:
     report = sk.sparsify_(model, sk.Sparse(sk.Channel(), 0.5), example_inputs=torch.randn(8, 32))
     assert report["0"].verdict.startswith("kept dense: 0.50x at this size (cpu: n")
     assert report["1"].verdict.startswith("channel, 50 %, reference_channel, 2.0x, cpu: n")
-    (row,) = sk.sparsify_(nn.Sequential(nn.Linear(32, 32)).bfloat16(), HALF)
+    (row,) = sk.sparsify_(nn.Sequential(nn.Linear(32, 32)).half(), HALF)
     assert row.verdict.startswith("16x1, 50 %, reference_block, cpu: n")
     assert row.verdict.endswith("; not measured: pass example_inputs")
 

@@ -34,7 +34,7 @@ def test_native_kernels_serve_what_they_read_on_every_isa(granularity: object, i
     "wanted, reason",
     [
         (request(sk.Channel()), "no kernel for channel"),
-        (request(sk.Block(16, 1), torch.bfloat16), "no kernel for torch.bfloat16"),
+        (request(sk.Block(16, 1), torch.float16), "no kernel for torch.float16"),
         (request(sk.Block(16, 1), device="meta"), "weight is on meta"),
         (request(sk.Block(16, 1), columns=65_537), "more than 65536 block columns"),
         (request(sk.Unstructured(), columns=65_537), "more than 65536 block columns"),
