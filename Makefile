@@ -37,7 +37,7 @@ test: $(VENV)/.test build ## run all tests
 # first in the process, then the C++ library whose exceptions it watches; the interpreter itself never frees
 # everything, so leaks are not counted; captured file descriptors would swallow what a sanitizer reports.
 # tests/native builds a program of its own: the kernels without Python, each array exactly as long as it is.
-sanitize: $(VENV)/.test ## run the kernel tests with AddressSanitizer and UndefinedBehaviorSanitizer
+sanitize: $(VENV)/.test ## run the kernel tests with the address, undefined behaviour and thread sanitizers
 	SPARSEKERN_REQUIRE_NATIVE=1 SPARSEKERN_SANITIZE=address,undefined \
 	    $(PIP) --no-deps --no-build-isolation --upgrade --target build/sanitize .
 	PYTHONPATH=build/sanitize \
@@ -45,6 +45,7 @@ sanitize: $(VENV)/.test ## run the kernel tests with AddressSanitizer and Undefi
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	    $(BIN)/pytest -x -q --capture=sys tests/kernels
 	SPARSEKERN_SANITIZE=address,undefined $(BIN)/pytest -x -q -rs tests/native/test_emulated_kernels.py
+	SPARSEKERN_SANITIZE=thread $(BIN)/pytest -x -q -rs tests/native/test_emulated_kernels.py
 
 lint: $(VENV)/.dev ## check style and spelling
 	$(BIN)/ruff check .
