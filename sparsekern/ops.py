@@ -1,14 +1,15 @@
 """Every torch op of the package: schema, reference implementation, fake, autograd, FLOP count.
 
 ``sparsekern::linear`` takes any granularity and is plain torch. ``sparsekern::block_linear`` and ``nm_linear`` are
-the same function for one layout each; native code adds faster implementations of them and nothing else.
+the same function for one layout each; native code adds faster implementations of them and nothing else. Each of the
+three has two more ops for its gradients: with respect to the input, and to the packed values at the kept places only.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,22 @@ _LIB.define(
 _LIB.define(
     "linear_grad_values(Tensor grad, Tensor x, Tensor[] weight, str granularity, int out_features,"
     " int in_features) -> Tensor"
+)
+_LIB.define(
+    "block_linear_grad_input(Tensor grad, Tensor values, Tensor columns, Tensor offsets, int out_features,"
+    " int in_features, str kernel) -> Tensor"
+)
+_LIB.define(
+    "block_linear_grad_values(Tensor grad, Tensor x, Tensor values, Tensor columns, Tensor offsets, int out_features,"
+    " int in_features, str kernel) -> Tensor"
+)
+_LIB.define(
+    "nm_linear_grad_input(Tensor grad, Tensor values, Tensor positions, int n, int m, int out_features,"
+    " int in_features, str kernel) -> Tensor"
+)
+_LIB.define(
+    "nm_linear_grad_values(Tensor grad, Tensor x, Tensor values, Tensor positions, int n, int m, int out_features,"
+    " int in_features, str kernel) -> Tensor"
 )
 
 
@@ -180,6 +197,66 @@ def _linear_grad_values(
     return layout.gather(dense, _parts(layout, weight))
 
 
+@torch.library.impl(_LIB, "block_linear_grad_input", "CompositeExplicitAutograd")
+def _block_linear_grad_input(
+    grad: Tensor,
+    values: Tensor,
+    columns: Tensor,
+    offsets: Tensor,
+    out_features: int,
+    in_features: int,
+    kernel: str,
+) -> Tensor:
+    _refuse_kernel(kernel, grad, "sparsekern::block_linear_grad_input")
+    return _linear_grad_input(grad, [values, columns, offsets], _block_spec(values), out_features, in_features)
+
+
+@torch.library.impl(_LIB, "block_linear_grad_values", "CompositeExplicitAutograd")
+def _block_linear_grad_values(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    columns: Tensor,
+    offsets: Tensor,
+    out_features: int,
+    in_features: int,
+    kernel: str,
+) -> Tensor:
+    _refuse_kernel(kernel, x, "sparsekern::block_linear_grad_values")
+    return _linear_grad_values(grad, x, [values, columns, offsets], _block_spec(values), out_features, in_features)
+
+
+@torch.library.impl(_LIB, "nm_linear_grad_input", "CompositeExplicitAutograd")
+def _nm_linear_grad_input(
+    grad: Tensor,
+    values: Tensor,
+    positions: Tensor,
+    n: int,
+    m: int,
+    out_features: int,
+    in_features: int,
+    kernel: str,
+) -> Tensor:
+    _refuse_kernel(kernel, grad, "sparsekern::nm_linear_grad_input")
+    return _linear_grad_input(grad, [values, positions], NM(n, m).spec, out_features, in_features)
+
+
+@torch.library.impl(_LIB, "nm_linear_grad_values", "CompositeExplicitAutograd")
+def _nm_linear_grad_values(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    positions: Tensor,
+    n: int,
+    m: int,
+    out_features: int,
+    in_features: int,
+    kernel: str,
+) -> Tensor:
+    _refuse_kernel(kernel, x, "sparsekern::nm_linear_grad_values")
+    return _linear_grad_values(grad, x, [values, positions], NM(n, m).spec, out_features, in_features)
+
+
 def _block_spec(values: Tensor) -> str:
     # int: under dynamic tracing the sides are symbols, and the layout is no place for those.
     return Block(rows=int(values.shape[2]), cols=int(values.shape[1])).spec
@@ -229,11 +306,47 @@ def _(grad: Tensor, x: Tensor, weight: list[Tensor], *rest: Any) -> Tensor:
     return torch.empty_like(weight[0])
 
 
+@torch.library.register_fake("sparsekern::block_linear_grad_input", lib=_LIB)
+def _(
+    grad: Tensor, values: Tensor, columns: Tensor, offsets: Tensor, out_features: int, in_features: int, kernel: str
+) -> Tensor:
+    return grad.new_empty(*grad.shape[:-1], in_features)
+
+
+@torch.library.register_fake("sparsekern::nm_linear_grad_input", lib=_LIB)
+def _(
+    grad: Tensor,
+    values: Tensor,
+    positions: Tensor,
+    n: int,
+    m: int,
+    out_features: int,
+    in_features: int,
+    kernel: str,
+) -> Tensor:
+    return grad.new_empty(*grad.shape[:-1], in_features)
+
+
+@torch.library.register_fake("sparsekern::block_linear_grad_values", lib=_LIB)
+@torch.library.register_fake("sparsekern::nm_linear_grad_values", lib=_LIB)
+def _(grad: Tensor, x: Tensor, values: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(values)
+
+
 # ---- autograd ------------------------------------------------------------------------------------
 
-Below = Callable[[Tensor, "Tensor | None", Sequence[Tensor]], Tensor]
-Constants = tuple["str | None", int, int, str]
-"""Granularity (None: blocks, of the size that the values have), out, in and activation."""
+
+class Product(Protocol):
+    """A product with a packed weight and its gradients, each computed by ops below their own autograd."""
+
+    def linear(self, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, activation: str) -> Tensor:
+        """``activation(x @ W.T + bias)``, ``[..., out]``."""
+
+    def grad_input(self, grad: Tensor, weight: Sequence[Tensor]) -> Tensor:
+        """``grad @ W``, ``[..., in]``, from ``grad``, ``[..., out]``, that of the product."""
+
+    def grad_values(self, grad: Tensor, x: Tensor, weight: Sequence[Tensor]) -> Tensor:
+        """``grad.T @ x`` at the kept places, of the shape of ``weight[0]``; zero in its padding."""
 
 
 def _grad_before_activation(grad: Tensor, y: Tensor, activation: str) -> Tensor:
@@ -247,35 +360,56 @@ def _grad_before_activation(grad: Tensor, y: Tensor, activation: str) -> Tensor:
 
 
 class _SparseLinear(torch.autograd.Function):
-    """``below(x, bias, weight)``, an op without its autograd, with the gradients of ``sparsekern::linear``."""
+    """``product.linear`` with its gradients."""
 
     @staticmethod
     def forward(
-        ctx: Any, below: Below, constants: Constants, x: Tensor, bias: Tensor | None, *weight: Tensor
+        ctx: Any, product: Product, activation: str, x: Tensor, bias: Tensor | None, *weight: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(x, bias, *weight)
-        ctx.constants = constants
+        ctx.product, ctx.activation = product, activation
         with torch._C._AutoDispatchBelowAutograd():
-            return below(x, bias, weight)
+            y = product.linear(x, weight, bias, activation)
+        # Where it is positive a relu's output is its input, which the others do not give back.
+        ctx.save_for_backward(x, bias, y if activation == "relu" else None, *weight)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, bias, *weight = ctx.saved_tensors
-        (grad,), (granularity, *sides, activation) = grads, ctx.constants
-        shape = (granularity or _block_spec(weight[0]), *sides)
+        x, bias, y, *weight = ctx.saved_tensors
+        product, activation = ctx.product, ctx.activation
+        (grad,) = grads
         if activation != "none":
-            # The activation's input is recomputed, not saved.
-            y = torch.ops.sparsekern.linear(x, weight, bias, *shape, "none")
+            if y is None:
+                # Recomputed: saved, it would take as much memory as the output itself.
+                y = product.linear(x, weight, bias, "none")
             grad = _grad_before_activation(grad, y, activation)
         _, _, want_x, want_bias, want_values, *rest = ctx.needs_input_grad
-        grad_x = torch.ops.sparsekern.linear_grad_input(grad, weight, *shape) if want_x else None
-        grad_bias = grad.reshape(-1, sides[0]).sum(0) if want_bias else None
-        grad_values = torch.ops.sparsekern.linear_grad_values(grad, x, weight, *shape) if want_values else None
+        grad_x = product.grad_input(grad, weight) if want_x else None
+        grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if want_bias else None
+        grad_values = product.grad_values(grad, x, weight) if want_values else None
         return None, None, grad_x, grad_bias, grad_values, *(None for _ in rest)
 
 
 # Registered by hand: torch.library.register_autograd binds every argument to the schema and flattens every list at
 # each call, which takes several times as long as a small product.
+class _Linear:
+    """``sparsekern::linear`` as a :class:`Product`."""
+
+    def __init__(self, keys: torch._C.DispatchKeySet, granularity: str, out_features: int, in_features: int) -> None:
+        self.keys = keys & torch._C._after_autograd_keyset
+        self.rest = (granularity, out_features, in_features)
+
+    def linear(self, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, activation: str) -> Tensor:
+        op = torch.ops.sparsekern.linear.default
+        return op.redispatch(self.keys, x, weight, bias, *self.rest, activation)
+
+    def grad_input(self, grad: Tensor, weight: Sequence[Tensor]) -> Tensor:
+        return torch.ops.sparsekern.linear_grad_input.default(grad, weight, *self.rest)
+
+    def grad_values(self, grad: Tensor, x: Tensor, weight: Sequence[Tensor]) -> Tensor:
+        return torch.ops.sparsekern.linear_grad_values.default(grad, x, weight, *self.rest)
+
+
 def _autograd_linear(
     keys: torch._C.DispatchKeySet,
     x: Tensor,
@@ -286,11 +420,34 @@ def _autograd_linear(
     in_features: int,
     activation: str,
 ) -> Tensor:
-    def below(x: Tensor, bias: Tensor | None, weight: Sequence[Tensor]) -> Tensor:
-        op, rest = torch.ops.sparsekern.linear.default, (granularity, out_features, in_features, activation)
-        return op.redispatch(keys & torch._C._after_autograd_keyset, x, weight, bias, *rest)
+    return differentiable(_Linear(keys, granularity, out_features, in_features), activation, x, bias, weight)
 
-    return differentiable(below, (granularity, out_features, in_features, activation), x, bias, weight)
+
+class _FormatLinear:
+    """``sparsekern::block_linear`` or ``nm_linear`` as a :class:`Product`.
+
+    Args:
+        keys: dispatch keys of the call.
+        name: of the op; its gradients are ``<name>_grad_input`` and ``<name>_grad_values``.
+        numbers: the op's integers, which follow the tensors.
+        kernel: the kernel that the call names; of the gradients the best is taken.
+    """
+
+    def __init__(self, keys: torch._C.DispatchKeySet, name: str, numbers: tuple[int, ...], kernel: str) -> None:
+        self.keys = keys & torch._C._after_autograd_keyset
+        self.name, self.numbers, self.kernel = name, numbers, kernel
+
+    def linear(self, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, activation: str) -> Tensor:
+        op = getattr(torch.ops.sparsekern, self.name).default
+        return op.redispatch(self.keys, x, *weight, bias, *self.numbers, activation, self.kernel)
+
+    def grad_input(self, grad: Tensor, weight: Sequence[Tensor]) -> Tensor:
+        op = getattr(torch.ops.sparsekern, f"{self.name}_grad_input").default
+        return op(grad, *weight, *self.numbers, "")
+
+    def grad_values(self, grad: Tensor, x: Tensor, weight: Sequence[Tensor]) -> Tensor:
+        op = getattr(torch.ops.sparsekern, f"{self.name}_grad_values").default
+        return op(grad, x, *weight, *self.numbers, "")
 
 
 # ``rest`` is (out_features, in_features, activation, kernel).
@@ -303,11 +460,8 @@ def _autograd_block_linear(
     bias: Tensor | None,
     *rest: Any,
 ) -> Tensor:
-    def below(x: Tensor, bias: Tensor | None, weight: Sequence[Tensor]) -> Tensor:
-        op = torch.ops.sparsekern.block_linear.default
-        return op.redispatch(keys & torch._C._after_autograd_keyset, x, *weight, bias, *rest)
-
-    return differentiable(below, (None, *rest[:3]), x, bias, (values, columns, offsets))
+    product = _FormatLinear(keys, "block_linear", rest[:2], rest[3])
+    return differentiable(product, rest[2], x, bias, (values, columns, offsets))
 
 
 def _autograd_nm_linear(
@@ -320,12 +474,8 @@ def _autograd_nm_linear(
     m: int,
     *rest: Any,
 ) -> Tensor:
-    def below(x: Tensor, bias: Tensor | None, weight: Sequence[Tensor]) -> Tensor:
-        op = torch.ops.sparsekern.nm_linear.default
-        return op.redispatch(keys & torch._C._after_autograd_keyset, x, *weight, bias, n, m, *rest)
-
-    # The spec as it is written: making it from an NM would take as long as a small product.
-    return differentiable(below, (f"nm({n},{m},1)", *rest[:3]), x, bias, (values, positions))
+    product = _FormatLinear(keys, "nm_linear", (n, m, *rest[:2]), rest[3])
+    return differentiable(product, rest[2], x, bias, (values, positions))
 
 
 _LIB.impl("linear", _autograd_linear, "Autograd", with_keyset=True)
@@ -334,13 +484,13 @@ _LIB.impl("nm_linear", _autograd_nm_linear, "Autograd", with_keyset=True)
 
 
 def differentiable(
-    below: Below, constants: Constants, x: Tensor, bias: Tensor | None, weight: Sequence[Tensor]
+    product: Product, activation: str, x: Tensor, bias: Tensor | None, weight: Sequence[Tensor]
 ) -> Tensor:
-    """``below(x, bias, weight)`` without the autograd of what it calls, but with our gradients if any is wanted."""
+    """``product.linear`` without the autograd of what it calls, but with our gradients if any is wanted."""
     if needs_autograd(x, bias, weight[0]):
-        return _SparseLinear.apply(below, constants, x, bias, *weight)  # type: ignore[no-untyped-call]
+        return _SparseLinear.apply(product, activation, x, bias, *weight)  # type: ignore[no-untyped-call]
     with torch._C._AutoDispatchBelowAutograd():
-        return below(x, bias, weight)
+        return product.linear(x, weight, bias, activation)
 
 
 def needs_autograd(x: Tensor, bias: Tensor | None, values: Tensor) -> bool:
@@ -357,8 +507,9 @@ def _refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
     raise NotImplementedError("sparsekern: no second derivatives; call densify_ first if you need them")
 
 
-for _op in ("linear_grad_input", "linear_grad_values"):
-    torch.library.register_autograd(f"sparsekern::{_op}", _refuse_double_backward, lib=_LIB)
+for _op in ("linear", "block_linear", "nm_linear"):
+    for _of in ("input", "values"):
+        torch.library.register_autograd(f"sparsekern::{_op}_grad_{_of}", _refuse_double_backward, lib=_LIB)
 
 
 # ---- FLOP counts ---------------------------------------------------------------------------------
@@ -384,6 +535,18 @@ def _(
     grad_shape: Sequence[int], x_shape: Sequence[int], weight_shapes: Sequence[Sequence[int]], *rest: Any, **kwargs: Any
 ) -> int:
     return _flops(grad_shape, weight_shapes[0])
+
+
+@register_flop_formula([torch.ops.sparsekern.block_linear_grad_input, torch.ops.sparsekern.nm_linear_grad_input])
+def _(grad_shape: Sequence[int], values_shape: Sequence[int], *rest: Any, **kwargs: Any) -> int:
+    return _flops(grad_shape, values_shape)
+
+
+@register_flop_formula([torch.ops.sparsekern.block_linear_grad_values, torch.ops.sparsekern.nm_linear_grad_values])
+def _(
+    grad_shape: Sequence[int], x_shape: Sequence[int], values_shape: Sequence[int], *rest: Any, **kwargs: Any
+) -> int:
+    return _flops(grad_shape, values_shape)
 
 
 def _flops(rows_shape: Sequence[int], values_shape: Sequence[int]) -> int:

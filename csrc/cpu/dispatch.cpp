@@ -1,9 +1,6 @@
 #include "cpu/dispatch.h"
 
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
 
 #if defined(__x86_64__)
 #define SPARSEKERN_ON_X86(kernel) kernel
@@ -36,43 +33,6 @@ constexpr int64_t kBatchFloats = 1 << 20;  // packed activations of a batch: 4 M
 // Spans or sums with their cursors, and the padding of rows.
 constexpr int64_t kFixedFloats = max64(2 * kMostChunkRows, kMostCells + kMostCursors) + 8 * 1024;
 
-// Grows as needed and is kept: a call must not pay the page faults of fresh memory.
-class Scratch {
- public:
-  float* reserve(int64_t floats) {
-    if (floats > size_) {
-      memory_.reset();
-      size_ = 0;
-      void* fresh = std::aligned_alloc(64, static_cast<size_t>(ceil_div(floats * 4, 64) * 64));
-      if (fresh == nullptr) throw std::bad_alloc();
-      memory_.reset(static_cast<float*>(fresh));
-      size_ = floats;
-    }
-    return memory_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(float* p) const { std::free(p); }
-  };
-  std::unique_ptr<float[], Free> memory_;
-  int64_t size_ = 0;
-};
-
-float* thread_scratch(int64_t floats) {
-  static thread_local Scratch scratch;
-  return scratch.reserve(floats);
-}
-
-// Threads worth waking: below some microseconds of work each, one thread alone is faster.
-int64_t useful_threads(int64_t weights, int64_t tokens, int64_t threads) {
-  constexpr int64_t kCyclesPerThread = 12000;
-  const int64_t multiply_add_cycles = weights * tokens / 16;
-  const int64_t load_cycles = weights * 4 / 16;
-  const int64_t cycles = max64(multiply_add_cycles, load_cycles);
-  return max64(1, min64(threads, cycles / kCyclesPerThread));
-}
-
 // A grid of shares: the tokens are cut evenly, the bands of outputs by their weights.
 // Tokens are cut first: it balances whatever the pattern, and no activation is packed twice. A part
 // has a full panel of tokens, or 64.
@@ -88,22 +48,6 @@ struct Grid {
     band_parts = threads / token_parts;
   }
 };
-
-// First band before which part / parts of the work lies.
-template <class Matrix>
-int64_t band_boundary(const Matrix& a, int64_t part, int64_t parts) {
-  const int64_t goal = a.cost_before(a.bands()) * part / parts;
-  int64_t low = 0, high = a.bands();
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    if (a.cost_before(middle) < goal) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
 
 template <class Matrix>
 void run_shares(const KernelInfo& kernel, const Matrix& a, const LinearCall& call, int64_t tokens,

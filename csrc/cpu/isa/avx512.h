@@ -70,6 +70,27 @@ struct Vec16 {
     return _mm512_permutevar_ps(groups, index);
   }
 
+  static SPARSEKERN_INLINE Reg sum_lanes(const Reg in[16]) {
+    Reg half[8], quarter[4], pair[2];
+    SPARSEKERN_UNROLL
+    for (int i = 0; i < 8; ++i) {
+      half[i] = _mm512_add_ps(_mm512_unpacklo_ps(in[2 * i], in[2 * i + 1]),
+                              _mm512_unpackhi_ps(in[2 * i], in[2 * i + 1]));
+    }
+    SPARSEKERN_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      quarter[i] = _mm512_add_ps(_mm512_shuffle_ps(half[2 * i], half[2 * i + 1], 0x44),
+                                 _mm512_shuffle_ps(half[2 * i], half[2 * i + 1], 0xee));
+    }
+    SPARSEKERN_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      pair[i] = _mm512_add_ps(_mm512_shuffle_f32x4(quarter[2 * i], quarter[2 * i + 1], 0x88),
+                              _mm512_shuffle_f32x4(quarter[2 * i], quarter[2 * i + 1], 0xdd));
+    }
+    return _mm512_add_ps(_mm512_shuffle_f32x4(pair[0], pair[1], 0x88),
+                         _mm512_shuffle_f32x4(pair[0], pair[1], 0xdd));
+  }
+
   static SPARSEKERN_INLINE void load_transposed(const float* src, int64_t stride, int rows,
                                                 Reg out[16]) {
     SPARSEKERN_UNROLL
