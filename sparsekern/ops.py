@@ -1,8 +1,8 @@
-"""Every torch op of the package: schema, reference implementation, fake, autograd, FLOP count.
+"""The torch ops of products: schema, reference implementation, fake, autograd, FLOP count.
 
 ``sparsekern::linear`` takes any granularity and is plain torch. ``sparsekern::block_linear`` and ``nm_linear`` are
-the same function for one layout each; native code adds faster implementations of them and nothing else. Each of the
-three has two more ops for its gradients: with respect to the input, and to the packed values at the kept places only.
+the same function for one layout each; native code adds faster implementations of them and nothing else. Their
+gradients are ops too, in ``ops_grad.py``.
 """
 
 from __future__ import annotations
@@ -22,45 +22,23 @@ from .layouts import NM, Block, Granularity, parse
 ACTIVATIONS = ("none", "relu", "gelu", "silu")
 """Fused activations; ``gelu`` is the exact one (erf), as ``torch.nn.functional.gelu``."""
 
-_LIB = torch.library.Library("sparsekern", "DEF")
-_LIB.define(
+LIBRARY = torch.library.Library("sparsekern", "DEF")
+LIBRARY.define(
     "linear(Tensor x, Tensor[] weight, Tensor? bias, str granularity, int out_features, int in_features,"
     " str activation) -> Tensor"
 )
-_LIB.define(
+LIBRARY.define(
     "block_linear(Tensor x, Tensor values, Tensor columns, Tensor offsets, Tensor? bias,"
     " int out_features, int in_features, str activation, str kernel) -> Tensor"
 )
-_LIB.define(
+LIBRARY.define(
     "nm_linear(Tensor x, Tensor values, Tensor positions, Tensor? bias, int n, int m,"
     " int out_features, int in_features, str activation, str kernel) -> Tensor"
 )
-_LIB.define(
-    "linear_grad_input(Tensor grad, Tensor[] weight, str granularity, int out_features, int in_features) -> Tensor"
-)
-_LIB.define(
-    "linear_grad_values(Tensor grad, Tensor x, Tensor[] weight, str granularity, int out_features,"
-    " int in_features) -> Tensor"
-)
-_LIB.define(
-    "block_linear_grad_input(Tensor grad, Tensor values, Tensor columns, Tensor offsets, int out_features,"
-    " int in_features, str kernel) -> Tensor"
-)
-_LIB.define(
-    "block_linear_grad_values(Tensor grad, Tensor x, Tensor values, Tensor columns, Tensor offsets, int out_features,"
-    " int in_features, str kernel) -> Tensor"
-)
-_LIB.define(
-    "nm_linear_grad_input(Tensor grad, Tensor values, Tensor positions, int n, int m, int out_features,"
-    " int in_features, str kernel) -> Tensor"
-)
-_LIB.define(
-    "nm_linear_grad_values(Tensor grad, Tensor x, Tensor values, Tensor positions, int n, int m, int out_features,"
-    " int in_features, str kernel) -> Tensor"
-)
 
 
-def _parts(granularity: Granularity, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+def name_parts(granularity: Granularity, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The packed tensors by their names."""
     return dict(zip(granularity.part_names, tensors, strict=True))
 
 
@@ -121,7 +99,7 @@ def _check_devices(x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, wha
 # An op computes in the dtype of its tensors, as its fake and its kernels do: autocast is for those who call it.
 
 
-@torch.library.impl(_LIB, "linear", "CompositeExplicitAutograd")
+@torch.library.impl(LIBRARY, "linear", "CompositeExplicitAutograd")
 def _linear(
     x: Tensor,
     weight: list[Tensor],
@@ -133,12 +111,12 @@ def _linear(
 ) -> Tensor:
     check_linear(x, weight[0], bias, (out_features, in_features), activation, "sparsekern::linear")
     layout = parse(granularity)
-    dense = layout.unpack(_parts(layout, weight), (out_features, in_features))
+    dense = layout.unpack(name_parts(layout, weight), (out_features, in_features))
     with torch._C._DisableAutocast():
         return _APPLY[activation](F.linear(x, dense, bias))
 
 
-@torch.library.impl(_LIB, "block_linear", "CompositeExplicitAutograd")
+@torch.library.impl(LIBRARY, "block_linear", "CompositeExplicitAutograd")
 def _block_linear(
     x: Tensor,
     values: Tensor,
@@ -150,12 +128,12 @@ def _block_linear(
     activation: str,
     kernel: str,
 ) -> Tensor:
-    _refuse_kernel(kernel, x, "sparsekern::block_linear")
-    spec = _block_spec(values)
+    refuse_kernel(kernel, x, "sparsekern::block_linear")
+    spec = block_spec(values)
     return _linear(x, [values, columns, offsets], bias, spec, out_features, in_features, activation)
 
 
-@torch.library.impl(_LIB, "nm_linear", "CompositeExplicitAutograd")
+@torch.library.impl(LIBRARY, "nm_linear", "CompositeExplicitAutograd")
 def _nm_linear(
     x: Tensor,
     values: Tensor,
@@ -168,96 +146,18 @@ def _nm_linear(
     activation: str,
     kernel: str,
 ) -> Tensor:
-    _refuse_kernel(kernel, x, "sparsekern::nm_linear")
+    refuse_kernel(kernel, x, "sparsekern::nm_linear")
     return _linear(x, [values, positions], bias, NM(n, m).spec, out_features, in_features, activation)
 
 
-def _refuse_kernel(kernel: str, x: Tensor, what: str) -> None:
+def refuse_kernel(kernel: str, x: Tensor, what: str) -> None:
+    """Raise ``ValueError`` if a call names a kernel: here there is none."""
     if kernel:
         raise ValueError(f"{what}: kernel {kernel!r} does not run on {x.device} with {x.dtype}")
 
 
-@torch.library.impl(_LIB, "linear_grad_input", "CompositeExplicitAutograd")
-def _linear_grad_input(
-    grad: Tensor, weight: list[Tensor], granularity: str, out_features: int, in_features: int
-) -> Tensor:
-    layout = parse(granularity)
-    dense = layout.unpack(_parts(layout, weight), (out_features, in_features))
-    with torch._C._DisableAutocast():
-        return grad @ dense
-
-
-@torch.library.impl(_LIB, "linear_grad_values", "CompositeExplicitAutograd")
-def _linear_grad_values(
-    grad: Tensor, x: Tensor, weight: list[Tensor], granularity: str, out_features: int, in_features: int
-) -> Tensor:
-    layout = parse(granularity)
-    with torch._C._DisableAutocast():
-        dense = grad.reshape(-1, out_features).T @ x.reshape(-1, in_features)
-    return layout.gather(dense, _parts(layout, weight))
-
-
-@torch.library.impl(_LIB, "block_linear_grad_input", "CompositeExplicitAutograd")
-def _block_linear_grad_input(
-    grad: Tensor,
-    values: Tensor,
-    columns: Tensor,
-    offsets: Tensor,
-    out_features: int,
-    in_features: int,
-    kernel: str,
-) -> Tensor:
-    _refuse_kernel(kernel, grad, "sparsekern::block_linear_grad_input")
-    return _linear_grad_input(grad, [values, columns, offsets], _block_spec(values), out_features, in_features)
-
-
-@torch.library.impl(_LIB, "block_linear_grad_values", "CompositeExplicitAutograd")
-def _block_linear_grad_values(
-    grad: Tensor,
-    x: Tensor,
-    values: Tensor,
-    columns: Tensor,
-    offsets: Tensor,
-    out_features: int,
-    in_features: int,
-    kernel: str,
-) -> Tensor:
-    _refuse_kernel(kernel, x, "sparsekern::block_linear_grad_values")
-    return _linear_grad_values(grad, x, [values, columns, offsets], _block_spec(values), out_features, in_features)
-
-
-@torch.library.impl(_LIB, "nm_linear_grad_input", "CompositeExplicitAutograd")
-def _nm_linear_grad_input(
-    grad: Tensor,
-    values: Tensor,
-    positions: Tensor,
-    n: int,
-    m: int,
-    out_features: int,
-    in_features: int,
-    kernel: str,
-) -> Tensor:
-    _refuse_kernel(kernel, grad, "sparsekern::nm_linear_grad_input")
-    return _linear_grad_input(grad, [values, positions], NM(n, m).spec, out_features, in_features)
-
-
-@torch.library.impl(_LIB, "nm_linear_grad_values", "CompositeExplicitAutograd")
-def _nm_linear_grad_values(
-    grad: Tensor,
-    x: Tensor,
-    values: Tensor,
-    positions: Tensor,
-    n: int,
-    m: int,
-    out_features: int,
-    in_features: int,
-    kernel: str,
-) -> Tensor:
-    _refuse_kernel(kernel, x, "sparsekern::nm_linear_grad_values")
-    return _linear_grad_values(grad, x, [values, positions], NM(n, m).spec, out_features, in_features)
-
-
-def _block_spec(values: Tensor) -> str:
+def block_spec(values: Tensor) -> str:
+    """The ``Block`` whose packed values these are, as text."""
     # int: under dynamic tracing the sides are symbols, and the layout is no place for those.
     return Block(rows=int(values.shape[2]), cols=int(values.shape[1])).spec
 
@@ -267,13 +167,13 @@ def _block_spec(values: Tensor) -> str:
 
 # One tensor on meta is enough to be sent here, so the devices are checked here too: with an input that has
 # memory, what these return would be uninitialised numbers.
-@torch.library.register_fake("sparsekern::linear", lib=_LIB)
+@torch.library.register_fake("sparsekern::linear", lib=LIBRARY)
 def _(x: Tensor, weight: list[Tensor], bias: Tensor | None, granularity: str, out_features: int, *rest: Any) -> Tensor:
     _check_devices(x, weight, bias, "sparsekern::linear")
     return x.new_empty(*x.shape[:-1], out_features)
 
 
-@torch.library.register_fake("sparsekern::block_linear", lib=_LIB)
+@torch.library.register_fake("sparsekern::block_linear", lib=LIBRARY)
 def _(
     x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor, bias: Tensor | None, out_features: int, *rest: Any
 ) -> Tensor:
@@ -281,7 +181,7 @@ def _(
     return x.new_empty(*x.shape[:-1], out_features)
 
 
-@torch.library.register_fake("sparsekern::nm_linear", lib=_LIB)
+@torch.library.register_fake("sparsekern::nm_linear", lib=LIBRARY)
 def _(
     x: Tensor,
     values: Tensor,
@@ -294,43 +194,6 @@ def _(
 ) -> Tensor:
     _check_devices(x, [values, positions], bias, "sparsekern::nm_linear")
     return x.new_empty(*x.shape[:-1], out_features)
-
-
-@torch.library.register_fake("sparsekern::linear_grad_input", lib=_LIB)
-def _(grad: Tensor, weight: list[Tensor], granularity: str, out_features: int, in_features: int) -> Tensor:
-    return grad.new_empty(*grad.shape[:-1], in_features)
-
-
-@torch.library.register_fake("sparsekern::linear_grad_values", lib=_LIB)
-def _(grad: Tensor, x: Tensor, weight: list[Tensor], *rest: Any) -> Tensor:
-    return torch.empty_like(weight[0])
-
-
-@torch.library.register_fake("sparsekern::block_linear_grad_input", lib=_LIB)
-def _(
-    grad: Tensor, values: Tensor, columns: Tensor, offsets: Tensor, out_features: int, in_features: int, kernel: str
-) -> Tensor:
-    return grad.new_empty(*grad.shape[:-1], in_features)
-
-
-@torch.library.register_fake("sparsekern::nm_linear_grad_input", lib=_LIB)
-def _(
-    grad: Tensor,
-    values: Tensor,
-    positions: Tensor,
-    n: int,
-    m: int,
-    out_features: int,
-    in_features: int,
-    kernel: str,
-) -> Tensor:
-    return grad.new_empty(*grad.shape[:-1], in_features)
-
-
-@torch.library.register_fake("sparsekern::block_linear_grad_values", lib=_LIB)
-@torch.library.register_fake("sparsekern::nm_linear_grad_values", lib=_LIB)
-def _(grad: Tensor, x: Tensor, values: Tensor, *rest: Any) -> Tensor:
-    return torch.empty_like(values)
 
 
 # ---- autograd ------------------------------------------------------------------------------------
@@ -363,9 +226,7 @@ class _SparseLinear(torch.autograd.Function):
     """``product.linear`` with its gradients."""
 
     @staticmethod
-    def forward(
-        ctx: Any, product: Product, activation: str, x: Tensor, bias: Tensor | None, *weight: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, product: Product, activation: str, x: Tensor, bias: Tensor | None, *weight: Tensor) -> Tensor:
         ctx.product, ctx.activation = product, activation
         with torch._C._AutoDispatchBelowAutograd():
             y = product.linear(x, weight, bias, activation)
@@ -478,9 +339,9 @@ def _autograd_nm_linear(
     return differentiable(product, rest[2], x, bias, (values, positions))
 
 
-_LIB.impl("linear", _autograd_linear, "Autograd", with_keyset=True)
-_LIB.impl("block_linear", _autograd_block_linear, "Autograd", with_keyset=True)
-_LIB.impl("nm_linear", _autograd_nm_linear, "Autograd", with_keyset=True)
+LIBRARY.impl("linear", _autograd_linear, "Autograd", with_keyset=True)
+LIBRARY.impl("block_linear", _autograd_block_linear, "Autograd", with_keyset=True)
+LIBRARY.impl("nm_linear", _autograd_nm_linear, "Autograd", with_keyset=True)
 
 
 def differentiable(
@@ -503,52 +364,19 @@ def needs_autograd(x: Tensor, bias: Tensor | None, values: Tensor) -> bool:
     return forward_ad._current_level >= 0
 
 
-def _refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError("sparsekern: no second derivatives; call densify_ first if you need them")
-
-
-for _op in ("linear", "block_linear", "nm_linear"):
-    for _of in ("input", "values"):
-        torch.library.register_autograd(f"sparsekern::{_op}_grad_{_of}", _refuse_double_backward, lib=_LIB)
-
-
 # ---- FLOP counts ---------------------------------------------------------------------------------
 
 
 @register_flop_formula(torch.ops.sparsekern.linear)
 def _(x_shape: Sequence[int], weight_shapes: Sequence[Sequence[int]], *rest: Any, **kwargs: Any) -> int:
-    return _flops(x_shape, weight_shapes[0])
+    return count_flops(x_shape, weight_shapes[0])
 
 
 @register_flop_formula([torch.ops.sparsekern.block_linear, torch.ops.sparsekern.nm_linear])
 def _(x_shape: Sequence[int], values_shape: Sequence[int], *rest: Any, **kwargs: Any) -> int:
-    return _flops(x_shape, values_shape)
+    return count_flops(x_shape, values_shape)
 
 
-@register_flop_formula(torch.ops.sparsekern.linear_grad_input)
-def _(grad_shape: Sequence[int], weight_shapes: Sequence[Sequence[int]], *rest: Any, **kwargs: Any) -> int:
-    return _flops(grad_shape, weight_shapes[0])
-
-
-@register_flop_formula(torch.ops.sparsekern.linear_grad_values)
-def _(
-    grad_shape: Sequence[int], x_shape: Sequence[int], weight_shapes: Sequence[Sequence[int]], *rest: Any, **kwargs: Any
-) -> int:
-    return _flops(grad_shape, weight_shapes[0])
-
-
-@register_flop_formula([torch.ops.sparsekern.block_linear_grad_input, torch.ops.sparsekern.nm_linear_grad_input])
-def _(grad_shape: Sequence[int], values_shape: Sequence[int], *rest: Any, **kwargs: Any) -> int:
-    return _flops(grad_shape, values_shape)
-
-
-@register_flop_formula([torch.ops.sparsekern.block_linear_grad_values, torch.ops.sparsekern.nm_linear_grad_values])
-def _(
-    grad_shape: Sequence[int], x_shape: Sequence[int], values_shape: Sequence[int], *rest: Any, **kwargs: Any
-) -> int:
-    return _flops(grad_shape, values_shape)
-
-
-def _flops(rows_shape: Sequence[int], values_shape: Sequence[int]) -> int:
+def count_flops(rows_shape: Sequence[int], values_shape: Sequence[int]) -> int:
     """Two operations for each stored weight and token, padding included: what a product with them takes."""
     return 2 * math.prod(rows_shape[:-1]) * math.prod(values_shape)

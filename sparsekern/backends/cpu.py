@@ -32,7 +32,8 @@ class CpuBackend(Backend):
             limits = [above.min_tokens for above in records if above.isa == record.isa and above.covers(record)]
             records.append(replace(record, max_tokens=min(limits) - 1) if limits else record)
         for line in native.grad_kernels() if native else ():
-            kind, op = line.pop("format"), f"{OPS[line['format']]}_grad_{line.pop('grad')}"
+            kind = line.pop("format")
+            op = f"{OPS[kind]}_grad_{line.pop('grad')}"
             records.append(KernelRecord(backend=self.name, op=op, granularity=kind, dtypes=("float32",), **line))
         return records
 
