@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,10 @@ def gradient_cases(options: argparse.Namespace, count: int, sides: tuple[int, in
         shape = (out_features, in_features)
         backend = select(Request(granularity, shape, torch.float32, "cpu"))
         unpacked = packed.to_dense().double()
+        weight_arguments = (granularity, shape, packed.tensors)
         ours: dict[str, Callable[[], Tensor]] = {
-            "input": lambda g=granularity, p=packed, b=backend: b.grad_input(grad, g, shape, p.tensors),  # type: ignore[misc]
-            "values": lambda g=granularity, p=packed, b=backend: b.grad_values(grad, x, g, shape, p.tensors),  # type: ignore[misc]
+            "input": partial(backend.grad_input, grad, *weight_arguments),
+            "values": partial(backend.grad_values, grad, x, *weight_arguments),
         }
         expected = {
             "input": grad.double() @ unpacked,
@@ -210,7 +212,8 @@ def line(record: dict[str, Any]) -> str:
         f"{case['threads']}t M={case['tokens']:<4d} {case['what']:>11s} {sides:>14s} {case['granularity']:>12s} "
         f"stored {record['stored']:<5.3g} "
         f"dense {record['baseline']['median'] * 1e3:7.2f} ms ({record['baseline']['name']:8s}) "
-        f"sparse {record['t']['median'] * 1e3:7.2f} ms  {record['speedup']:6.2f}x  eff {record['efficiency']:.2f}{share}"
+        f"sparse {record['t']['median'] * 1e3:7.2f} ms  {record['speedup']:6.2f}x  "
+        f"eff {record['efficiency']:.2f}{share}"
     )
 
 
