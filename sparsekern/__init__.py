@@ -9,7 +9,7 @@ from ._native import apply_isa_limit as _apply_isa_limit
 if _sys.argv[:1] != ["-m"]:
     _apply_isa_limit()
 
-from . import backends as _backends  # noqa: F401  (registers the back ends)
+from . import backends as _backends, ops_grad as _ops_grad  # noqa: F401  (registers the back ends, and ops)
 from .io import load_, save
 from .layouts import NM, Block, Channel, PackedWeight, Unstructured, pack
 from .nn import Sparse, SparseLinear, densify_, linear, sparsify_

@@ -1,14 +1,15 @@
-"""Every torch op of the package: schema, reference implementation, fake, autograd, FLOP count.
+"""The torch ops of products: schema, reference implementation, fake, autograd, FLOP count.
 
 ``sparsekern::linear`` takes any granularity and is plain torch. ``sparsekern::block_linear`` and ``nm_linear`` are
-the same function for one layout each; native code adds faster implementations of them and nothing else.
+the same function for one layout each; native code adds faster implementations of them and nothing else. Their
+gradients are ops too, in ``ops_grad.py``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,29 +22,23 @@ from .layouts import NM, Block, Granularity, parse
 ACTIVATIONS = ("none", "relu", "gelu", "silu")
 """Fused activations; ``gelu`` is the exact one (erf), as ``torch.nn.functional.gelu``."""
 
-_LIB = torch.library.Library("sparsekern", "DEF")
-_LIB.define(
+LIBRARY = torch.library.Library("sparsekern", "DEF")
+LIBRARY.define(
     "linear(Tensor x, Tensor[] weight, Tensor? bias, str granularity, int out_features, int in_features,"
     " str activation) -> Tensor"
 )
-_LIB.define(
+LIBRARY.define(
     "block_linear(Tensor x, Tensor values, Tensor columns, Tensor offsets, Tensor? bias,"
     " int out_features, int in_features, str activation, str kernel) -> Tensor"
 )
-_LIB.define(
+LIBRARY.define(
     "nm_linear(Tensor x, Tensor values, Tensor positions, Tensor? bias, int n, int m,"
     " int out_features, int in_features, str activation, str kernel) -> Tensor"
 )
-_LIB.define(
-    "linear_grad_input(Tensor grad, Tensor[] weight, str granularity, int out_features, int in_features) -> Tensor"
-)
-_LIB.define(
-    "linear_grad_values(Tensor grad, Tensor x, Tensor[] weight, str granularity, int out_features,"
-    " int in_features) -> Tensor"
-)
 
 
-def _parts(granularity: Granularity, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+def name_parts(granularity: Granularity, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The packed tensors by their names."""
     return dict(zip(granularity.part_names, tensors, strict=True))
 
 
@@ -104,7 +99,7 @@ def _check_devices(x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, wha
 # An op computes in the dtype of its tensors, as its fake and its kernels do: autocast is for those who call it.
 
 
-@torch.library.impl(_LIB, "linear", "CompositeExplicitAutograd")
+@torch.library.impl(LIBRARY, "linear", "CompositeExplicitAutograd")
 def _linear(
     x: Tensor,
     weight: list[Tensor],
@@ -116,12 +111,12 @@ def _linear(
 ) -> Tensor:
     check_linear(x, weight[0], bias, (out_features, in_features), activation, "sparsekern::linear")
     layout = parse(granularity)
-    dense = layout.unpack(_parts(layout, weight), (out_features, in_features))
+    dense = layout.unpack(name_parts(layout, weight), (out_features, in_features))
     with torch._C._DisableAutocast():
         return _APPLY[activation](F.linear(x, dense, bias))
 
 
-@torch.library.impl(_LIB, "block_linear", "CompositeExplicitAutograd")
+@torch.library.impl(LIBRARY, "block_linear", "CompositeExplicitAutograd")
 def _block_linear(
     x: Tensor,
     values: Tensor,
@@ -133,12 +128,12 @@ def _block_linear(
     activation: str,
     kernel: str,
 ) -> Tensor:
-    _refuse_kernel(kernel, x, "sparsekern::block_linear")
-    spec = _block_spec(values)
+    refuse_kernel(kernel, x, "sparsekern::block_linear")
+    spec = block_spec(values)
     return _linear(x, [values, columns, offsets], bias, spec, out_features, in_features, activation)
 
 
-@torch.library.impl(_LIB, "nm_linear", "CompositeExplicitAutograd")
+@torch.library.impl(LIBRARY, "nm_linear", "CompositeExplicitAutograd")
 def _nm_linear(
     x: Tensor,
     values: Tensor,
@@ -151,36 +146,18 @@ def _nm_linear(
     activation: str,
     kernel: str,
 ) -> Tensor:
-    _refuse_kernel(kernel, x, "sparsekern::nm_linear")
+    refuse_kernel(kernel, x, "sparsekern::nm_linear")
     return _linear(x, [values, positions], bias, NM(n, m).spec, out_features, in_features, activation)
 
 
-def _refuse_kernel(kernel: str, x: Tensor, what: str) -> None:
+def refuse_kernel(kernel: str, x: Tensor, what: str) -> None:
+    """Raise ``ValueError`` if a call names a kernel: here there is none."""
     if kernel:
         raise ValueError(f"{what}: kernel {kernel!r} does not run on {x.device} with {x.dtype}")
 
 
-@torch.library.impl(_LIB, "linear_grad_input", "CompositeExplicitAutograd")
-def _linear_grad_input(
-    grad: Tensor, weight: list[Tensor], granularity: str, out_features: int, in_features: int
-) -> Tensor:
-    layout = parse(granularity)
-    dense = layout.unpack(_parts(layout, weight), (out_features, in_features))
-    with torch._C._DisableAutocast():
-        return grad @ dense
-
-
-@torch.library.impl(_LIB, "linear_grad_values", "CompositeExplicitAutograd")
-def _linear_grad_values(
-    grad: Tensor, x: Tensor, weight: list[Tensor], granularity: str, out_features: int, in_features: int
-) -> Tensor:
-    layout = parse(granularity)
-    with torch._C._DisableAutocast():
-        dense = grad.reshape(-1, out_features).T @ x.reshape(-1, in_features)
-    return layout.gather(dense, _parts(layout, weight))
-
-
-def _block_spec(values: Tensor) -> str:
+def block_spec(values: Tensor) -> str:
+    """The ``Block`` whose packed values these are, as text."""
     # int: under dynamic tracing the sides are symbols, and the layout is no place for those.
     return Block(rows=int(values.shape[2]), cols=int(values.shape[1])).spec
 
@@ -190,13 +167,13 @@ def _block_spec(values: Tensor) -> str:
 
 # One tensor on meta is enough to be sent here, so the devices are checked here too: with an input that has
 # memory, what these return would be uninitialised numbers.
-@torch.library.register_fake("sparsekern::linear", lib=_LIB)
+@torch.library.register_fake("sparsekern::linear", lib=LIBRARY)
 def _(x: Tensor, weight: list[Tensor], bias: Tensor | None, granularity: str, out_features: int, *rest: Any) -> Tensor:
     _check_devices(x, weight, bias, "sparsekern::linear")
     return x.new_empty(*x.shape[:-1], out_features)
 
 
-@torch.library.register_fake("sparsekern::block_linear", lib=_LIB)
+@torch.library.register_fake("sparsekern::block_linear", lib=LIBRARY)
 def _(
     x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor, bias: Tensor | None, out_features: int, *rest: Any
 ) -> Tensor:
@@ -204,7 +181,7 @@ def _(
     return x.new_empty(*x.shape[:-1], out_features)
 
 
-@torch.library.register_fake("sparsekern::nm_linear", lib=_LIB)
+@torch.library.register_fake("sparsekern::nm_linear", lib=LIBRARY)
 def _(
     x: Tensor,
     values: Tensor,
@@ -219,21 +196,20 @@ def _(
     return x.new_empty(*x.shape[:-1], out_features)
 
 
-@torch.library.register_fake("sparsekern::linear_grad_input", lib=_LIB)
-def _(grad: Tensor, weight: list[Tensor], granularity: str, out_features: int, in_features: int) -> Tensor:
-    return grad.new_empty(*grad.shape[:-1], in_features)
-
-
-@torch.library.register_fake("sparsekern::linear_grad_values", lib=_LIB)
-def _(grad: Tensor, x: Tensor, weight: list[Tensor], *rest: Any) -> Tensor:
-    return torch.empty_like(weight[0])
-
-
 # ---- autograd ------------------------------------------------------------------------------------
 
-Below = Callable[[Tensor, "Tensor | None", Sequence[Tensor]], Tensor]
-Constants = tuple["str | None", int, int, str]
-"""Granularity (None: blocks, of the size that the values have), out, in and activation."""
+
+class Product(Protocol):
+    """A product with a packed weight and its gradients, each computed by ops below their own autograd."""
+
+    def linear(self, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, activation: str) -> Tensor:
+        """``activation(x @ W.T + bias)``, ``[..., out]``."""
+
+    def grad_input(self, grad: Tensor, weight: Sequence[Tensor]) -> Tensor:
+        """``grad @ W``, ``[..., in]``, from ``grad``, ``[..., out]``, that of the product."""
+
+    def grad_values(self, grad: Tensor, x: Tensor, weight: Sequence[Tensor]) -> Tensor:
+        """``grad.T @ x`` at the kept places, of the shape of ``weight[0]``; zero in its padding."""
 
 
 def _grad_before_activation(grad: Tensor, y: Tensor, activation: str) -> Tensor:
@@ -247,35 +223,54 @@ def _grad_before_activation(grad: Tensor, y: Tensor, activation: str) -> Tensor:
 
 
 class _SparseLinear(torch.autograd.Function):
-    """``below(x, bias, weight)``, an op without its autograd, with the gradients of ``sparsekern::linear``."""
+    """``product.linear`` with its gradients."""
 
     @staticmethod
-    def forward(
-        ctx: Any, below: Below, constants: Constants, x: Tensor, bias: Tensor | None, *weight: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(x, bias, *weight)
-        ctx.constants = constants
+    def forward(ctx: Any, product: Product, activation: str, x: Tensor, bias: Tensor | None, *weight: Tensor) -> Tensor:
+        ctx.product, ctx.activation = product, activation
         with torch._C._AutoDispatchBelowAutograd():
-            return below(x, bias, weight)
+            y = product.linear(x, weight, bias, activation)
+        # Where it is positive a relu's output is its input, which the others do not give back.
+        ctx.save_for_backward(x, bias, y if activation == "relu" else None, *weight)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, bias, *weight = ctx.saved_tensors
-        (grad,), (granularity, *sides, activation) = grads, ctx.constants
-        shape = (granularity or _block_spec(weight[0]), *sides)
+        x, bias, y, *weight = ctx.saved_tensors
+        product, activation = ctx.product, ctx.activation
+        (grad,) = grads
         if activation != "none":
-            # The activation's input is recomputed, not saved.
-            y = torch.ops.sparsekern.linear(x, weight, bias, *shape, "none")
+            if y is None:
+                # Recomputed: saved, it would take as much memory as the output itself.
+                y = product.linear(x, weight, bias, "none")
             grad = _grad_before_activation(grad, y, activation)
         _, _, want_x, want_bias, want_values, *rest = ctx.needs_input_grad
-        grad_x = torch.ops.sparsekern.linear_grad_input(grad, weight, *shape) if want_x else None
-        grad_bias = grad.reshape(-1, sides[0]).sum(0) if want_bias else None
-        grad_values = torch.ops.sparsekern.linear_grad_values(grad, x, weight, *shape) if want_values else None
+        grad_x = product.grad_input(grad, weight) if want_x else None
+        grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if want_bias else None
+        grad_values = product.grad_values(grad, x, weight) if want_values else None
         return None, None, grad_x, grad_bias, grad_values, *(None for _ in rest)
 
 
 # Registered by hand: torch.library.register_autograd binds every argument to the schema and flattens every list at
 # each call, which takes several times as long as a small product.
+class _Linear:
+    """``sparsekern::linear`` as a :class:`Product`."""
+
+    def __init__(self, keys: torch._C.DispatchKeySet, granularity: str, out_features: int, in_features: int) -> None:
+        self.keys = keys & torch._C._after_autograd_keyset
+        self.rest = (granularity, out_features, in_features)
+
+    def linear(self, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, activation: str) -> Tensor:
+        op = torch.ops.sparsekern.linear.default
+        return op.redispatch(self.keys, x, weight, bias, *self.rest, activation)
+
+    def grad_input(self, grad: Tensor, weight: Sequence[Tensor]) -> Tensor:
+        return torch.ops.sparsekern.linear_grad_input.default(grad, weight, *self.rest)
+
+    def grad_values(self, grad: Tensor, x: Tensor, weight: Sequence[Tensor]) -> Tensor:
+        return torch.ops.sparsekern.linear_grad_values.default(grad, x, weight, *self.rest)
+
+
 def _autograd_linear(
     keys: torch._C.DispatchKeySet,
     x: Tensor,
@@ -286,11 +281,53 @@ def _autograd_linear(
     in_features: int,
     activation: str,
 ) -> Tensor:
-    def below(x: Tensor, bias: Tensor | None, weight: Sequence[Tensor]) -> Tensor:
-        op, rest = torch.ops.sparsekern.linear.default, (granularity, out_features, in_features, activation)
-        return op.redispatch(keys & torch._C._after_autograd_keyset, x, weight, bias, *rest)
+    return differentiable(_Linear(keys, granularity, out_features, in_features), activation, x, bias, weight)
 
-    return differentiable(below, (granularity, out_features, in_features, activation), x, bias, weight)
+
+class _FormatLinear:
+    """``sparsekern::block_linear`` or ``nm_linear`` as a :class:`Product`.
+
+    Args:
+        keys: dispatch keys of the call.
+        name: of the op; its gradients are ``<name>_grad_input`` and ``<name>_grad_values``.
+        numbers: the op's integers, which follow the tensors.
+        kernel: the kernel that the call names; of the gradients the best is taken.
+    """
+
+    def __init__(self, keys: torch._C.DispatchKeySet, name: str, numbers: tuple[int, ...], kernel: str) -> None:
+        self.keys = keys & torch._C._after_autograd_keyset
+        self.name, self.numbers, self.kernel = name, numbers, kernel
+
+    def linear(self, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, activation: str) -> Tensor:
+        op = getattr(torch.ops.sparsekern, self.name).default
+        return op.redispatch(self.keys, x, *weight, bias, *self.numbers, activation, self.kernel)
+
+    def grad_input(self, grad: Tensor, weight: Sequence[Tensor]) -> Tensor:
+        return format_grad_input(self.name, grad, weight, self.numbers)
+
+    def grad_values(self, grad: Tensor, x: Tensor, weight: Sequence[Tensor]) -> Tensor:
+        return format_grad_values(self.name, grad, x, weight, self.numbers)
+
+
+def format_grad_input(name: str, grad: Tensor, weight: Sequence[Tensor], numbers: tuple[int, ...]) -> Tensor:
+    """The gradient ``[..., in]`` of the input of ``sparsekern::<name>``, given its tensors and integers."""
+    op = getattr(torch.ops.sparsekern, f"{name}_grad_input").default
+    return _widened(lambda grad, values: op(grad, values, *weight[1:], *numbers, ""), grad, weight[0])
+
+
+def format_grad_values(
+    name: str, grad: Tensor, x: Tensor, weight: Sequence[Tensor], numbers: tuple[int, ...]
+) -> Tensor:
+    """The gradient of the values of ``sparsekern::<name>``, given its tensors and integers."""
+    op = getattr(torch.ops.sparsekern, f"{name}_grad_values").default
+    return _widened(lambda grad, x, values: op(grad, x, values, *weight[1:], *numbers, ""), grad, x, weight[0])
+
+
+def _widened(product: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """bfloat16 has no kernels of gradients: it is summed in float32, for which there are, and rounded once."""
+    if tensors[0].dtype != torch.bfloat16:
+        return product(*tensors)
+    return product(*(tensor.float() for tensor in tensors)).bfloat16()
 
 
 # ``rest`` is (out_features, in_features, activation, kernel).
@@ -303,11 +340,8 @@ def _autograd_block_linear(
     bias: Tensor | None,
     *rest: Any,
 ) -> Tensor:
-    def below(x: Tensor, bias: Tensor | None, weight: Sequence[Tensor]) -> Tensor:
-        op = torch.ops.sparsekern.block_linear.default
-        return op.redispatch(keys & torch._C._after_autograd_keyset, x, *weight, bias, *rest)
-
-    return differentiable(below, (None, *rest[:3]), x, bias, (values, columns, offsets))
+    product = _FormatLinear(keys, "block_linear", rest[:2], rest[3])
+    return differentiable(product, rest[2], x, bias, (values, columns, offsets))
 
 
 def _autograd_nm_linear(
@@ -320,27 +354,23 @@ def _autograd_nm_linear(
     m: int,
     *rest: Any,
 ) -> Tensor:
-    def below(x: Tensor, bias: Tensor | None, weight: Sequence[Tensor]) -> Tensor:
-        op = torch.ops.sparsekern.nm_linear.default
-        return op.redispatch(keys & torch._C._after_autograd_keyset, x, *weight, bias, n, m, *rest)
-
-    # The spec as it is written: making it from an NM would take as long as a small product.
-    return differentiable(below, (f"nm({n},{m},1)", *rest[:3]), x, bias, (values, positions))
+    product = _FormatLinear(keys, "nm_linear", (n, m, *rest[:2]), rest[3])
+    return differentiable(product, rest[2], x, bias, (values, positions))
 
 
-_LIB.impl("linear", _autograd_linear, "Autograd", with_keyset=True)
-_LIB.impl("block_linear", _autograd_block_linear, "Autograd", with_keyset=True)
-_LIB.impl("nm_linear", _autograd_nm_linear, "Autograd", with_keyset=True)
+LIBRARY.impl("linear", _autograd_linear, "Autograd", with_keyset=True)
+LIBRARY.impl("block_linear", _autograd_block_linear, "Autograd", with_keyset=True)
+LIBRARY.impl("nm_linear", _autograd_nm_linear, "Autograd", with_keyset=True)
 
 
 def differentiable(
-    below: Below, constants: Constants, x: Tensor, bias: Tensor | None, weight: Sequence[Tensor]
+    product: Product, activation: str, x: Tensor, bias: Tensor | None, weight: Sequence[Tensor]
 ) -> Tensor:
-    """``below(x, bias, weight)`` without the autograd of what it calls, but with our gradients if any is wanted."""
+    """``product.linear`` without the autograd of what it calls, but with our gradients if any is wanted."""
     if needs_autograd(x, bias, weight[0]):
-        return _SparseLinear.apply(below, constants, x, bias, *weight)  # type: ignore[no-untyped-call]
+        return _SparseLinear.apply(product, activation, x, bias, *weight)  # type: ignore[no-untyped-call]
     with torch._C._AutoDispatchBelowAutograd():
-        return below(x, bias, weight)
+        return product.linear(x, weight, bias, activation)
 
 
 def needs_autograd(x: Tensor, bias: Tensor | None, values: Tensor) -> bool:
@@ -353,39 +383,19 @@ def needs_autograd(x: Tensor, bias: Tensor | None, values: Tensor) -> bool:
     return forward_ad._current_level >= 0
 
 
-def _refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError("sparsekern: no second derivatives; call densify_ first if you need them")
-
-
-for _op in ("linear_grad_input", "linear_grad_values"):
-    torch.library.register_autograd(f"sparsekern::{_op}", _refuse_double_backward, lib=_LIB)
-
-
 # ---- FLOP counts ---------------------------------------------------------------------------------
 
 
 @register_flop_formula(torch.ops.sparsekern.linear)
 def _(x_shape: Sequence[int], weight_shapes: Sequence[Sequence[int]], *rest: Any, **kwargs: Any) -> int:
-    return _flops(x_shape, weight_shapes[0])
+    return count_flops(x_shape, weight_shapes[0])
 
 
 @register_flop_formula([torch.ops.sparsekern.block_linear, torch.ops.sparsekern.nm_linear])
 def _(x_shape: Sequence[int], values_shape: Sequence[int], *rest: Any, **kwargs: Any) -> int:
-    return _flops(x_shape, values_shape)
+    return count_flops(x_shape, values_shape)
 
 
-@register_flop_formula(torch.ops.sparsekern.linear_grad_input)
-def _(grad_shape: Sequence[int], weight_shapes: Sequence[Sequence[int]], *rest: Any, **kwargs: Any) -> int:
-    return _flops(grad_shape, weight_shapes[0])
-
-
-@register_flop_formula(torch.ops.sparsekern.linear_grad_values)
-def _(
-    grad_shape: Sequence[int], x_shape: Sequence[int], weight_shapes: Sequence[Sequence[int]], *rest: Any, **kwargs: Any
-) -> int:
-    return _flops(grad_shape, weight_shapes[0])
-
-
-def _flops(rows_shape: Sequence[int], values_shape: Sequence[int]) -> int:
+def count_flops(rows_shape: Sequence[int], values_shape: Sequence[int]) -> int:
     """Two operations for each stored weight and token, padding included: what a product with them takes."""
     return 2 * math.prod(rows_shape[:-1]) * math.prod(values_shape)

@@ -27,6 +27,7 @@ ALLOWED = {
     "layouts": set(),
     "report": set(),
     "ops": {"layouts"},
+    "ops_grad": {"layouts", "ops"},
     "plan": {"layouts", "_native"},
     "backends": {"layouts", "plan", "ops", "_native"},
     "prune": {"layouts", "plan"},

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cpu/grad_dispatch.h"
 #include "cpu/peak.h"
 
 namespace py = pybind11;
@@ -51,6 +52,27 @@ py::list kernels() {
   return records;
 }
 
+const char* grad_name(GradOp op) { return op == GradOp::kInput ? "input" : "values"; }
+
+py::list grad_kernels() {
+  int count = 0;
+  const GradKernelInfo* table = grad_kernel_table(&count);
+  py::list records;
+  for (int i = 0; i < count; ++i) {
+    const GradKernelInfo& kernel = table[i];
+    py::dict record;
+    record["name"] = kernel.name;
+    record["grad"] = grad_name(kernel.op);
+    record["format"] = format_name(kernel.format);
+    record["rows"] = kernel.rows;
+    record["multiple"] = kernel.multiple;
+    record["isa"] = isa_name(kernel.isa);
+    record["runs_here"] = kernel.run != nullptr && isa_supported(kernel.isa);
+    records.append(record);
+  }
+  return records;
+}
+
 std::string choose(const std::string& format, int64_t block_rows, int64_t tokens) {
   for (const Format known : {Format::kBlock, Format::kNM}) {
     if (format != format_name(known)) continue;
@@ -70,6 +92,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", [] { return std::string(isa_name(isa_limit())); }, "Level in use.");
   m.def("set_isa", &set_isa, py::arg("name"), "Lower or restore the level in use.");
   m.def("kernels", &kernels, "The CPU kernel table.");
+  m.def("grad_kernels", &grad_kernels, "The CPU kernel table of the gradients.");
   m.def("choose", &choose, py::arg("format"), py::arg("rows"), py::arg("tokens"),
         "Name of the kernel that serves a format with so many rows together; empty if none does.");
   m.def("fma_peak_gflops", &fma_peak_gflops, py::arg("seconds"),

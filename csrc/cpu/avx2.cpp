@@ -4,7 +4,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "core/grad.h"
 #include "core/view.h"
+#include "cpu/grad_kernel.h"
 #include "cpu/isa/region.h"
 #include "cpu/kernel.h"
 
@@ -29,6 +31,13 @@ SPARSEKERN_DEFINE(avx2, tokens_r1_avx2, SingleBlocks<Vec8, 12, 1>)
 SPARSEKERN_DEFINE(avx2, few_r1_avx2, SingleBlocks<Vec8, 3, 4>)
 SPARSEKERN_DEFINE(avx2, tokens_nm_avx2, SingleNM<Vec8, 12, 1>)
 SPARSEKERN_DEFINE(avx2, few_nm_avx2, SingleNM<Vec8, 3, 4>)
+
+SPARSEKERN_DEFINE_GRAD(avx2, grad_input_r4_avx2, GradInputBlocks<Vec8, 4, 3, 96 * 1024, 4>)
+SPARSEKERN_DEFINE_GRAD(avx2, grad_input_r1_avx2, GradInputBlocks<Vec8, 1, 6, 24 * 1024, 1>)
+SPARSEKERN_DEFINE_GRAD(avx2, grad_input_nm_avx2, GradInputNM<Vec8, 6, 24 * 1024, 1>)
+SPARSEKERN_DEFINE_GRAD(avx2, grad_values_r4_avx2, GradValuesBlocks<Vec8, 4, 3>)
+SPARSEKERN_DEFINE_GRAD(avx2, grad_values_r1_avx2, GradValuesBlocks<Vec8, 1, 8>)
+SPARSEKERN_DEFINE_GRAD(avx2, grad_values_nm_avx2, GradValuesNM<Vec8, 8>)
 
 SPARSEKERN_REGION_END
 #endif

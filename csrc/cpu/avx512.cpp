@@ -5,13 +5,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "core/grad.h"
 #include "core/view.h"
+#include "cpu/grad_kernel.h"
 #include "cpu/isa/region.h"
 #include "cpu/kernel.h"
 
 // gcc 12 takes the undefined operand inside its own unmasked intrinsics for a mistake (GCC PR
 // 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 
 SPARSEKERN_REGION_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,prfchw")
 #include "cpu/isa/avx2.h"
@@ -39,6 +42,14 @@ SPARSEKERN_DEFINE(avx512, tokens_r1_avx512, SingleBlocks<Vec16, 6, 1>)
 SPARSEKERN_DEFINE(avx512, few_r1_avx512, SingleBlocks<Vec16, 4, 4>)
 SPARSEKERN_DEFINE(avx512, tokens_nm_avx512, SingleNM<Vec16, 6, 1>)
 SPARSEKERN_DEFINE(avx512, few_nm_avx512, SingleNM<Vec16, 4, 4>)
+
+SPARSEKERN_DEFINE_GRAD(avx512, grad_input_r8_avx512, GradInputBlocks<Vec16, 8, 3, 192 * 1024, 4>)
+SPARSEKERN_DEFINE_GRAD(avx512, grad_input_r4_avx512, GradInputBlocks<Vec16, 4, 4, 24 * 1024, 3>)
+SPARSEKERN_DEFINE_GRAD(avx512, grad_input_r1_avx512, GradInputBlocks<Vec16, 2, 6, 24 * 1024, 1>)
+SPARSEKERN_DEFINE_GRAD(avx512, grad_input_nm_avx512, GradInputNM<Vec16, 6, 24 * 1024, 1>)
+SPARSEKERN_DEFINE_GRAD(avx512, grad_values_r4_avx512, GradValuesBlocks<Vec16, 4, 6>)
+SPARSEKERN_DEFINE_GRAD(avx512, grad_values_r1_avx512, GradValuesBlocks<Vec16, 2, 8>)
+SPARSEKERN_DEFINE_GRAD(avx512, grad_values_nm_avx512, GradValuesNM<Vec16, 8>)
 
 SPARSEKERN_REGION_END
 #endif

@@ -21,7 +21,7 @@ constexpr int64_t kBatchTokens = 256;
 constexpr int64_t kChunkWeights = 256 * 1024;
 constexpr int64_t kChunkWeightsForOne = 48 * 1024;
 
-constexpr int64_t kLine = 16;  // floats of a cache line
+constexpr int64_t kLine = 16;    // floats of a cache line
 constexpr int64_t kAhead = 512;  // weights by which memory is asked ahead
 
 // Rows of an odd number of cache lines do not compete for the same cache sets.

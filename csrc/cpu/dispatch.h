@@ -3,6 +3,7 @@
 
 #include "core/cpu_info.h"
 #include "core/view.h"
+#include "cpu/threads.h"
 
 namespace sparsekern {
 
@@ -30,10 +31,6 @@ const KernelInfo* choose_kernel(Format format, int64_t block_rows, int64_t token
 
 // The kernel of that name; null if there is none.
 const KernelInfo* find_kernel(const char* name);
-
-// Runs body(0) ... body(parts - 1), on several threads or not.
-using ParallelFor = void (*)(int64_t parts, void (*body)(int64_t part, void* context),
-                             void* context);
 
 // y = activation(x W^T + bias) for `tokens` rows of x, on at most `threads` threads.
 void run_linear(const KernelInfo& kernel, const BlockMatrix& a, const LinearCall& call,

@@ -8,4 +8,7 @@
 #include "cpu/vector.inl.h"
 #include "cpu/picks.inl.h"
 #include "cpu/single.inl.h"
+#include "cpu/grad_transpose.inl.h"
+#include "cpu/grad_input.inl.h"
+#include "cpu/grad_values.inl.h"
 // clang-format on

@@ -1,20 +1,13 @@
-// How a call is shared between threads, and the memory that each of them may use. Free of torch.
+// How a product is shared between threads, and the memory that its kernels need. Free of torch.
 #pragma once
 
 #include "cpu/dispatch.h"
 
 namespace sparsekern {
 
-// At least so many floats of the calling thread's own, 64-byte aligned. They are kept: a call must
-// not pay the page faults of fresh memory. Throws std::bad_alloc.
-float* thread_scratch(int64_t floats);
-
 // Floats that a kernel needs for its spans or sums, and to pack a share's activations.
 int64_t kernel_scratch_floats(const KernelInfo& kernel, int64_t padded_inputs, int64_t tokens,
                               int64_t bands);
-
-// Threads worth waking: below some microseconds of work each, one thread alone is faster.
-int64_t useful_threads(int64_t weights, int64_t tokens, int64_t threads);
 
 // A grid of shares: the tokens are cut evenly, the bands of outputs by their weights.
 // Tokens are cut first: it balances whatever the pattern, and no activation is packed twice. A part
@@ -24,22 +17,6 @@ struct Grid {
 
   Grid(int64_t tokens, int64_t panel, int64_t threads);
 };
-
-// First band before which part / parts of the work lies.
-template <class Matrix>
-int64_t band_boundary(const Matrix& a, int64_t part, int64_t parts) {
-  const int64_t goal = a.cost_before(a.bands()) * part / parts;
-  int64_t low = 0, high = a.bands();
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    if (a.cost_before(middle) < goal) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
 
 // Calls body(share), the share still without scratch, for all shares of a product with `a`.
 template <class Matrix, class Body>

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, TypeGuard
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from .._native import failure, native
 from ..layouts import NM, Block, Granularity, Unstructured
 from ..layouts.compressed import MAX_COLUMNS_16_BIT
+from ..ops import format_grad_input, format_grad_values
 from ..plan.registry import Backend, KernelRecord, Request
 
 OPS = {Block.kind: "block_linear", NM.kind: "nm_linear"}
@@ -37,6 +38,10 @@ class CpuBackend(Backend):
             # The first line that fits is chosen, so an earlier one that takes these blocks ends this one's range.
             limits = [above.min_tokens for above in records if above.isa == record.isa and above.covers(record)]
             records.append(replace(record, max_tokens=min(limits) - 1) if limits else record)
+        for line in native.grad_kernels() if native else ():
+            kind = line.pop("format")
+            op = f"{OPS[kind]}_grad_{line.pop('grad')}"
+            records.append(KernelRecord(backend=self.name, op=op, granularity=kind, dtypes=("float32",), **line))
         return records
 
     def refusal(self, request: Request) -> str | None:
@@ -69,17 +74,41 @@ class CpuBackend(Backend):
         activation: str,
     ) -> Tensor:
         # The overloads, for choosing one by the arguments costs more than calling it.
-        if isinstance(granularity, NM) and granularity.rows == 1:
-            values, positions = tensors
+        if _is_nm(granularity):
             return torch.ops.sparsekern.nm_linear.default(
-                x, values, positions, bias, granularity.n, granularity.m, shape[0], shape[1], activation, ""
+                x, *tensors, bias, granularity.n, granularity.m, shape[0], shape[1], activation, ""
             )
-        values, columns, offsets = tensors
-        if isinstance(granularity, Unstructured):
-            values = values.view(-1, 1, 1)
+        values, columns, offsets = _blocks(granularity, tensors)
         return torch.ops.sparsekern.block_linear.default(
             x, values, columns, offsets, bias, shape[0], shape[1], activation, ""
         )
+
+    def grad_input(
+        self, grad: Tensor, granularity: Granularity, shape: tuple[int, int], tensors: Sequence[Tensor]
+    ) -> Tensor:
+        if _is_nm(granularity):
+            return format_grad_input("nm_linear", grad, tensors, (granularity.n, granularity.m, *shape))
+        return format_grad_input("block_linear", grad, _blocks(granularity, tensors), shape)
+
+    def grad_values(
+        self, grad: Tensor, x: Tensor, granularity: Granularity, shape: tuple[int, int], tensors: Sequence[Tensor]
+    ) -> Tensor:
+        if _is_nm(granularity):
+            return format_grad_values("nm_linear", grad, x, tensors, (granularity.n, granularity.m, *shape))
+        return format_grad_values("block_linear", grad, x, _blocks(granularity, tensors), shape).view(tensors[0].shape)
+
+
+def _is_nm(granularity: Granularity) -> TypeGuard[NM]:
+    """Whether the tensors are those of n:m of single rows."""
+    return isinstance(granularity, NM) and granularity.rows == 1
+
+
+def _blocks(granularity: Granularity, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The tensors as those of a ``Block``."""
+    if isinstance(granularity, Unstructured):
+        values, columns, offsets = tensors
+        return values.view(-1, 1, 1), columns, offsets
+    return tensors
 
 
 def _format(granularity: Granularity) -> Block | NM | None:

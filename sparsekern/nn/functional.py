@@ -90,10 +90,23 @@ def run_linear(
         with torch._C._AutoDispatchBelowAutograd():
             return backend.linear(x, granularity, shape, tensors, bias, activation)
 
-    def below(x: Tensor, bias: Tensor | None, tensors: Sequence[Tensor]) -> Tensor:
-        return backend.linear(x, granularity, shape, tensors, bias, activation)
+    return differentiable(_Product(backend, granularity, shape), activation, x, bias, tensors)
 
-    return differentiable(below, (granularity.spec, *shape, activation), x, bias, tensors)
+
+class _Product:
+    """A back end's product with one weight, as ``ops.differentiable`` takes it."""
+
+    def __init__(self, backend: Backend, granularity: Granularity, shape: tuple[int, int]) -> None:
+        self.backend, self.granularity, self.shape = backend, granularity, shape
+
+    def linear(self, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, activation: str) -> Tensor:
+        return self.backend.linear(x, self.granularity, self.shape, weight, bias, activation)
+
+    def grad_input(self, grad: Tensor, weight: Sequence[Tensor]) -> Tensor:
+        return self.backend.grad_input(grad, self.granularity, self.shape, weight)
+
+    def grad_values(self, grad: Tensor, x: Tensor, weight: Sequence[Tensor]) -> Tensor:
+        return self.backend.grad_values(grad, x, self.granularity, self.shape, weight)
 
 
 def _in_autocast(x: Tensor) -> bool:

@@ -22,9 +22,13 @@ class SparseLinear(nn.Module):
 
     The packed tensors are buffers under their own names (``values``, ``columns``, ``offsets`` for
     blocks) and ``bias`` is a Parameter, so ``state_dict``, ``deepcopy``, pickling, ``.to``, compiling
-    and exporting work as for any module. Gradients reach the input, the bias and, after
-    ``layer.values.requires_grad_()``, the kept weights. The back end is chosen when the layer is made,
-    moved, cast or loaded, not at each call.
+    and exporting work as for any module. The back end is chosen when the layer is made, moved, cast or
+    loaded, not at each call.
+
+    Gradients reach the input, the bias and, after ``layer.values.requires_grad_()``, the kept weights. Theirs
+    has the shape of ``values`` and is zero in the padding: an optimizer's step costs what the density says and
+    leaves pruned weights pruned. Until then the values are frozen: they get no gradient, and asking
+    ``torch.autograd.grad`` for it is an error.
 
     ``weight`` is unpacked at each access: code that reads it works and pays for it, code that writes to
     it changes nothing. As a buffer, ``values`` is not in ``parameters()``: give it to an optimizer by

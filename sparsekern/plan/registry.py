@@ -124,6 +124,39 @@ class Backend(ABC):
             ``[..., out]``, contiguous, of the weight's dtype: new memory.
         """
 
+    def grad_input(
+        self, grad: Tensor, granularity: Granularity, shape: tuple[int, int], tensors: Sequence[Tensor]
+    ) -> Tensor:
+        """``grad @ W``, the gradient of :meth:`linear`'s input; the reference, unless a back end has a faster one.
+
+        Args:
+            grad: ``[..., out]``, the gradient of the product before its activation; any strides.
+            granularity: layout of the weight.
+            shape: ``(out, in)``.
+            tensors: the packed tensors.
+
+        Returns:
+            ``[..., in]``: new memory.
+        """
+        return torch.ops.sparsekern.linear_grad_input.default(grad, tensors, granularity.spec, *shape)
+
+    def grad_values(
+        self, grad: Tensor, x: Tensor, granularity: Granularity, shape: tuple[int, int], tensors: Sequence[Tensor]
+    ) -> Tensor:
+        """``grad.T @ x`` at the kept places; the reference, unless a back end has a faster one.
+
+        Args:
+            grad: ``[..., out]``, as for :meth:`grad_input`.
+            x: ``[..., in]``, the input of the product, with as many rows.
+            granularity: layout of the weight.
+            shape: ``(out, in)``.
+            tensors: the packed tensors.
+
+        Returns:
+            The gradient of the packed values, of their shape: new memory, zero in the padding.
+        """
+        return torch.ops.sparsekern.linear_grad_values.default(grad, x, tensors, granularity.spec, *shape)
+
 
 _BACKENDS: dict[str, Backend] = {}
 

@@ -41,8 +41,8 @@ SLOW_DIM_FIRST = (
     lambda a: a["values"].transpose(1, 2).contiguous().transpose(1, 2),
 )
 MISTAKES = [
-    ("x", lambda a: a["x"].double(), "float32 input"),
-    ("x", lambda a: a["x"].bfloat16(), "float32 input"),
+    ("x", lambda a: a["x"].double(), "an input of float32"),
+    ("x", lambda a: a["x"].bfloat16(), "an input of float32"),
     ("x", lambda a: a["x"][:, :-1], r"expected an input \[\.\.\., 30\]"),
     ("x", lambda a: torch.tensor(1.0), r"expected an input \[\.\.\., 30\]"),
     ("values", lambda a: a["values"].double(), "float32 or bfloat16 values"),

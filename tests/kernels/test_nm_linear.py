@@ -172,10 +172,10 @@ def misaligned_rows(t: Tensor) -> Tensor:
 
 
 MISTAKES = [
-    ("x", lambda a: a["x"].double(), "float32 input"),
+    ("x", lambda a: a["x"].double(), "an input of float32"),
     ("x", lambda a: a["x"][:, :-1], r"an input \[\.\.\., 40\]"),
-    ("values", lambda a: a["values"].double(), "float32 values"),
-    ("values", lambda a: misaligned_rows(a["values"]), "contiguous float32 values"),
+    ("values", lambda a: a["values"].double(), "float32 or bfloat16 values"),
+    ("values", lambda a: misaligned_rows(a["values"]), "contiguous float32 or bfloat16 values"),
     ("values", lambda a: a["values"][:-1], r"values \[2, 2, 32, 8\]"),
     ("values", lambda a: a["values"][:, :0], r"values \[2, 2, 32, 8\]"),
     ("values", lambda a: a["values"].flatten(), r"values \[2, 2, 32, 8\]"),

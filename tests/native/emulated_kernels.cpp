@@ -3,130 +3,18 @@
 // no CPU with these instructions, and sanitizers see each lane of each load and store.
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "emulated_weight.h"
 
-using namespace sparsekern;
+// The kernels of gradients: tests/native/emulated_grads.cpp. Adds to the counts.
+void run_grads(const char* isa, int& runs, int& failures);
 
 namespace {
-
-std::mt19937 generator(0);
-
-float uniform() { return std::uniform_real_distribution<float>(-1, 1)(generator); }
-
-// malloc'ed memory of exactly `count` elements, so that an address sanitizer sees the next one.
-template <class T>
-struct Exact {
-  explicit Exact(int64_t count) : data(static_cast<T*>(std::malloc(count * sizeof(T)))) {}
-  Exact(const Exact&) = delete;
-  ~Exact() { std::free(data); }
-  T& operator[](int64_t i) { return data[i]; }
-  T* data;
-};
-
-struct Case {
-  int64_t rows, cols;  // of blocks, or n and m
-  int64_t outputs, inputs, tokens;
-  int64_t x_gap, y_gap;  // floats between the end of a row and the next row
-  double density;
-  bool bias;
-  Activation activation;
-};
-
-// A packed matrix with padding of zeros, and the same matrix dense.
-struct Weight {
-  BlockMatrix view;
-  NMMatrix nm;
-  std::vector<float> dense;
-  std::vector<char> stored;
-  std::unique_ptr<Exact<float>> values;
-  std::unique_ptr<Exact<uint16_t>> columns;
-  std::unique_ptr<Exact<int32_t>> offsets;
-  std::unique_ptr<Exact<uint8_t>> positions;
-
-  Weight(Format format, const Case& c)
-      : dense(c.outputs * c.inputs, 0.0f), stored(c.outputs * c.inputs, 0) {
-    if (format == Format::kNM) {
-      fill_nm(c);
-    } else {
-      fill_blocks(c);
-    }
-  }
-
-  void fill_nm(const Case& c) {
-    const int64_t n = c.rows, m = c.cols;
-    nm = {nullptr, nullptr, c.outputs, c.inputs, n, m};
-    const int64_t bits = nm.position_bits(), tiles = nm.group_tiles();
-    std::vector<float> all_values(nm.stored());
-    std::vector<uint8_t> all_positions(nm.stored() * bits / 8);
-    for (int64_t row = 0; row < nm.row_tiles() * 16; ++row) {
-      for (int64_t group = 0; group < tiles * 8; ++group) {
-        const int64_t g = row % 8, pair = row / 8 % 2, q = group % 4, half = group / 4 % 2;
-        const int64_t at = (row / 16 * tiles + group / 8) * 8 + g;
-        int64_t kept = 0;
-        for (int64_t i = 0; i < m; ++i) {
-          // Of the inputs left, as many as are still to be kept.
-          if (0.5 * (uniform() + 1) * double(m - i) >= double(n - kept)) continue;
-          const int64_t k = group * m + i, bit = (((half * 2 + pair) * 4 + q) * n + kept) * bits;
-          all_positions[at * 2 * n * bits + bit / 8] |= uint8_t(i << (bit % 8));
-          if (row < c.outputs && k < c.inputs) {
-            const float value = uniform();
-            all_values[at * 16 * n + ((q * 2 + half) * 2 + pair) * n + kept] = value;
-            dense[row * c.inputs + k] = value;
-            stored[row * c.inputs + k] = 1;
-          }
-          ++kept;
-        }
-      }
-    }
-    values = exact(all_values);
-    positions = exact(all_positions);
-    nm.values = values->data;
-    nm.positions = positions->data;
-  }
-
-  void fill_blocks(const Case& c) {
-    const int64_t block_rows = ceil_div(c.outputs, c.rows);
-    const int64_t block_columns = ceil_div(c.inputs, c.cols);
-    std::vector<float> all_values;
-    std::vector<uint16_t> all_columns;
-    std::vector<int32_t> all_offsets{0};
-    for (int64_t row = 0; row < block_rows; ++row) {
-      for (int64_t column = 0; column < block_columns; ++column) {
-        if (0.5 * (uniform() + 1) >= c.density) continue;
-        all_columns.push_back(static_cast<uint16_t>(column));
-        for (int64_t j = column * c.cols; j < (column + 1) * c.cols; ++j) {
-          for (int64_t i = row * c.rows; i < (row + 1) * c.rows; ++i) {
-            const bool inside = i < c.outputs && j < c.inputs;
-            all_values.push_back(inside ? uniform() : 0.0f);
-            if (!inside) continue;
-            dense[i * c.inputs + j] = all_values.back();
-            stored[i * c.inputs + j] = 1;
-          }
-        }
-      }
-      all_offsets.push_back(static_cast<int32_t>(all_columns.size()));
-    }
-    values = exact(all_values);
-    columns = exact(all_columns);
-    offsets = exact(all_offsets);
-    view = {values->data, columns->data, offsets->data, c.outputs, c.inputs, c.rows, c.cols, c.density};
-  }
-
-  template <class T>
-  static std::unique_ptr<Exact<T>> exact(const std::vector<T>& from) {
-    auto copy = std::make_unique<Exact<T>>(from.size());
-    if (!from.empty()) std::memcpy(copy->data, from.data(), from.size() * sizeof(T));
-    return copy;
-  }
-};
 
 double activate(double x, Activation activation) {
   switch (activation) {
@@ -291,6 +179,7 @@ int main(int count, char** names) {
           int(c.x_gap), int(c.y_gap), c.density, int(c.bias), int(c.activation));
     }
   }
+  for (int n = 1; n < count; ++n) run_grads(names[n], runs, failures);
   std::printf("%d cases, %d failures\n", runs, failures);
   return failures == 0 && runs > 0 ? 0 : 1;
 }

@@ -27,7 +27,9 @@ DRIVER = {
     "csrc/cpu/bfloat16.cpp": "-O1",
     "csrc/cpu/dispatch.cpp": "-O1",
     "csrc/cpu/shares.cpp": "-O1",
+    "csrc/cpu/grad_dispatch.cpp": "-O1",
     "tests/native/emulated_kernels.cpp": "-O2",
+    "tests/native/emulated_grads.cpp": "-O2",
 }
 SANITIZE = os.environ.get("SPARSEKERN_SANITIZE")
 # What the thread sanitizer looks for does not depend on the lanes, and emulation would take it many minutes.
@@ -56,7 +58,7 @@ def run(command: Sequence[str | Path]) -> None:
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("emulated")
-    flags = ["-std=c++17", "-g1", "-pthread", "-ffp-contract=off", "-Icsrc"]
+    flags = ["-std=c++17", "-g1", "-pthread", "-ffp-contract=off", "-Icsrc", "-Itests/native"]
     # Regions without target: every instruction comes from the emulation.
     emulated = ["-isystem", str(HERE / "emulated"), "-DSPARSEKERN_REGION_BEGIN(features)=", "-DSPARSEKERN_REGION_END="]
     sanitize = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"] if SANITIZE else []

@@ -123,7 +123,8 @@ def test_a_kernel_file_defines_its_kernels_and_nothing_else(source: str, tmp_pat
     output_of(*COMPILER, *flags, "-c", f"csrc/cpu/{source}", "-o", compiled)
     symbols = [line.split()[-2:] for line in output_of("nm", compiled).splitlines()]
     level = source.removesuffix(".cpp")
-    table = re.findall(r"^SPARSEKERN_KERNEL\((\w+),", (CSRC / "cpu/kernels.inc").read_text(), re.MULTILINE)
+    tables = [(CSRC / "cpu" / name).read_text() for name in ("kernels.inc", "grad_kernels.inc")]
+    table = re.findall(r"^SPARSEKERN_(?:GRAD_)?KERNEL\((\w+),", "".join(tables), re.MULTILINE)
     assert sorted(name for kind, name in symbols if kind in "TWVuDBCGS") == sorted(
         f"sparsekern_{name}" for name in table if name.endswith(f"_{level}")
     )

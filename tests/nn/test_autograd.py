@@ -50,16 +50,15 @@ def test_gradients(granularity: Granularity, activation: str | None, leading: tu
 
 @each_granularity
 def test_infinite_and_undefined_numbers_pass_a_relu_as_in_torch(granularity: Granularity) -> None:
-    layer, dense = pair(granularity, "relu")
+    layer, _ = pair(granularity, "relu")
     infinite = torch.full((8, 40), float("inf"))
     special = torch.randn(8, 24)
     special[3, 5] = float("nan")
     for x, grad in ((torch.randn(8, 24), infinite), (special, torch.randn(8, 40))):
         layer.zero_grad()
-        dense.zero_grad()
-        layer(x).backward(grad)
-        dense(x).backward(grad)
-        torch.testing.assert_close(layer.bias.grad, linear_of(dense).bias.grad)
+        y = layer(x)  # which is undefined only where a kept weight meets the undefined input
+        y.backward(grad)
+        torch.testing.assert_close(layer.bias.grad, torch.where(y <= 0, 0, grad).sum(0))
 
 
 @each_granularity
@@ -113,6 +112,61 @@ def test_a_sparse_layer_trains() -> None:
     torch.testing.assert_close(layer(x), layer.to_dense()(x))
 
 
+@each_granularity
+def test_training_leaves_padding_and_pruned_weights_at_zero(granularity: Granularity) -> None:
+    """Sides that no block divides, and an optimizer that moves whatever has a gradient."""
+    torch.manual_seed(2)
+    linear = nn.Linear(27, 43)
+    mask = sk.make_mask(linear.weight, granularity, None if granularity.implied_sparsity is not None else 0.5)
+    layer = sk.SparseLinear.from_dense(linear, granularity, mask=mask)
+    layer.values.requires_grad_()
+    kept = layer.granularity.unpack(
+        {**layer.packed.parts, "values": torch.ones_like(layer.values)}, (43, 27)
+    ).bool()  # n:m keeps n places of every group, whatever the mask
+    optimizer = torch.optim.AdamW([layer.values, layer.bias], lr=0.01, weight_decay=0.1)
+    before = layer.packed.to_dense().detach().clone()
+    for _ in range(3):
+        optimizer.zero_grad()
+        layer(torch.randn(9, 27)).square().sum().backward()
+        optimizer.step()
+    after = layer.packed.to_dense().detach()
+    assert not after[~kept].any() and (after != before)[kept].float().mean() > 0.9
+    layer.packed.verify()
+    assert torch.equal(granularity.gather(after, layer.packed.parts), layer.values.detach())
+
+
+def test_a_frozen_layer_has_no_gradient_of_its_values() -> None:
+    layer = sk.SparseLinear.from_dense(nn.Linear(24, 40), sk.Block(8, 1), 0.5)
+    y = layer(torch.randn(2, 24)).sum()
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        torch.autograd.grad(y, layer.values)
+    layer(torch.randn(2, 24)).sum().backward()
+    assert layer.values.grad is None and layer.bias.grad is not None
+
+
+@pytest.mark.needs_native
+@pytest.mark.parametrize(
+    "granularity", [sk.Block(16, 16), sk.Block(3, 2), sk.NM(2, 4), sk.NM(2, 4, 8), sk.Unstructured()],
+    ids=lambda g: g.label,
+)  # fmt: skip
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_no_dense_weight_is_made_for_a_gradient(
+    granularity: Granularity, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, dense = pair(granularity, "gelu")
+    x = torch.randn(5, 24, requires_grad=True)
+    expected = torch.autograd.grad(dense(x).square().sum(), x)
+
+    def unpacked(*_: object) -> None:
+        raise AssertionError("unpacked")
+
+    monkeypatch.setattr(type(granularity), "unpack", unpacked)
+    monkeypatch.setattr(type(granularity), "gather", unpacked)
+    run = torch.compile(layer, backend="aot_eager", fullgraph=True) if compiled else layer
+    got = torch.autograd.grad(run(x).square().sum(), (x, layer.values))
+    torch.testing.assert_close(got[0], expected[0])
+
+
 @pytest.mark.parametrize("granularity", [sk.Block(16, 1), sk.Unstructured()], ids=lambda g: g.label)
 def test_second_derivatives_are_an_error(granularity: Granularity) -> None:
     layer, _ = pair(granularity, None)
@@ -161,3 +215,19 @@ def test_gradients_do_not_depend_on_the_back_end() -> None:
     torch.testing.assert_close(layer.bias.grad, linear_of(dense).bias.grad)
     expected = layer.granularity.gather(linear_of(dense).weight.grad, layer.packed.parts)
     torch.testing.assert_close(layer.values.grad, expected)
+
+
+@each_granularity
+def test_bfloat16_gradients_are_the_float32_ones_rounded(granularity: Granularity) -> None:
+    layer, _ = pair(granularity, None)
+    layer.bfloat16()
+    wide = copy.deepcopy(layer).float()
+    for each in (layer, wide):
+        each.values.requires_grad_()
+    x = torch.randn(7, 24).bfloat16().requires_grad_()
+    x_wide = x.detach().float().requires_grad_()
+    grad = torch.randn(7, 40).bfloat16()
+    layer(x).backward(grad)
+    wide(x_wide).backward(grad.float())
+    torch.testing.assert_close(x.grad, x_wide.grad.bfloat16())
+    torch.testing.assert_close(layer.values.grad, wide.values.grad.bfloat16())

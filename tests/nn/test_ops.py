@@ -64,6 +64,18 @@ def test_the_ops_of_the_backward_pass_opcheck(op: str) -> None:
     )
 
 
+@pytest.mark.parametrize("granularity", [sk.Block(16, 1), sk.Block(3, 2), sk.NM(2, 4)], ids=lambda g: g.label)
+@pytest.mark.parametrize("of", ["input", "values"])
+def test_the_gradients_of_each_format_opcheck(granularity: Granularity, of: str) -> None:
+    packed = packed_as(granularity)
+    name, numbers = ("nm_linear", (2, 4)) if isinstance(granularity, sk.NM) else ("block_linear", ())
+    op = getattr(torch.ops.sparsekern, f"{name}_grad_{of}").default
+    for leading in ((2, 3), (1,), (0,)):
+        grad, x = torch.randn(*leading, 40), torch.randn(*leading, 24)
+        inputs = (grad, x) if of == "values" else (grad,)
+        torch.library.opcheck(op, (*inputs, *packed.tensors, *numbers, 40, 24, ""))
+
+
 @pytest.mark.parametrize(
     "granularity",
     [sk.Block(16, 1), sk.Block(3, 2), sk.NM(2, 4), sk.Unstructured(), sk.Channel()],

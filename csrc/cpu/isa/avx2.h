@@ -74,6 +74,23 @@ struct Vec8 {
     return _mm256_permutevar_ps(groups, index);
   }
 
+  // Lane i of the result is the sum of the lanes of in[i].
+  static SPARSEKERN_INLINE Reg sum_lanes(const Reg in[8]) {
+    Reg half[4], quarter[2];
+    SPARSEKERN_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      half[i] = _mm256_add_ps(_mm256_unpacklo_ps(in[2 * i], in[2 * i + 1]),
+                              _mm256_unpackhi_ps(in[2 * i], in[2 * i + 1]));
+    }
+    SPARSEKERN_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      quarter[i] = _mm256_add_ps(_mm256_shuffle_ps(half[2 * i], half[2 * i + 1], 0x44),
+                                 _mm256_shuffle_ps(half[2 * i], half[2 * i + 1], 0xee));
+    }
+    return _mm256_add_ps(_mm256_permute2f128_ps(quarter[0], quarter[1], 0x20),
+                         _mm256_permute2f128_ps(quarter[0], quarter[1], 0x31));
+  }
+
   // out[j] lane i = src[row[i] * stride + j] for 8 rows; rows beyond `rows` repeat the last one.
   static SPARSEKERN_INLINE void load_transposed(const float* src, int64_t stride, int rows,
                                                 Reg out[8]) {

@@ -70,28 +70,55 @@ struct Vec16 {
     return _mm512_permutevar_ps(groups, index);
   }
 
+  static SPARSEKERN_INLINE Reg sum_lanes(const Reg in[16]) {
+    Reg half[8], quarter[4], pair[2];
+    SPARSEKERN_UNROLL
+    for (int i = 0; i < 8; ++i) {
+      half[i] = _mm512_add_ps(_mm512_unpacklo_ps(in[2 * i], in[2 * i + 1]),
+                              _mm512_unpackhi_ps(in[2 * i], in[2 * i + 1]));
+    }
+    SPARSEKERN_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      quarter[i] = _mm512_add_ps(_mm512_shuffle_ps(half[2 * i], half[2 * i + 1], 0x44),
+                                 _mm512_shuffle_ps(half[2 * i], half[2 * i + 1], 0xee));
+    }
+    SPARSEKERN_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      pair[i] = _mm512_add_ps(_mm512_shuffle_f32x4(quarter[2 * i], quarter[2 * i + 1], 0x88),
+                              _mm512_shuffle_f32x4(quarter[2 * i], quarter[2 * i + 1], 0xdd));
+    }
+    return _mm512_add_ps(_mm512_shuffle_f32x4(pair[0], pair[1], 0x88),
+                         _mm512_shuffle_f32x4(pair[0], pair[1], 0xdd));
+  }
+
   static SPARSEKERN_INLINE void load_transposed(const float* src, int64_t stride, int rows,
                                                 Reg out[16]) {
+    // Each row is loaded once: at strides of a power of two they share a set of L1, which does not
+    // hold all sixteen until the next quarter.
+    Reg row[16], half[16];
     SPARSEKERN_UNROLL
-    for (int quarter = 0; quarter < 4; ++quarter) {
-      Reg quad[4];
-      SPARSEKERN_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const float* p = src + 4 * quarter;
-        const auto row = [&](int r) {
-          return _mm_loadu_ps(p + (r < rows ? r : rows - 1) * stride);
-        };
-        quad[i] = _mm512_castps128_ps512(row(i));
-        quad[i] = _mm512_insertf32x4(quad[i], row(i + 4), 1);
-        quad[i] = _mm512_insertf32x4(quad[i], row(i + 8), 2);
-        quad[i] = _mm512_insertf32x4(quad[i], row(i + 12), 3);
-      }
-      const Reg a = _mm512_unpacklo_ps(quad[0], quad[1]), b = _mm512_unpackhi_ps(quad[0], quad[1]);
-      const Reg c = _mm512_unpacklo_ps(quad[2], quad[3]), d = _mm512_unpackhi_ps(quad[2], quad[3]);
-      out[4 * quarter + 0] = _mm512_shuffle_ps(a, c, 0x44);
-      out[4 * quarter + 1] = _mm512_shuffle_ps(a, c, 0xee);
-      out[4 * quarter + 2] = _mm512_shuffle_ps(b, d, 0x44);
-      out[4 * quarter + 3] = _mm512_shuffle_ps(b, d, 0xee);
+    for (int i = 0; i < 16; ++i) row[i] = load(src + (i < rows ? i : rows - 1) * stride);
+    SPARSEKERN_UNROLL
+    for (int i = 0; i < 16; i += 4) {
+      const Reg a = _mm512_unpacklo_ps(row[i], row[i + 1]);
+      const Reg b = _mm512_unpackhi_ps(row[i], row[i + 1]);
+      const Reg c = _mm512_unpacklo_ps(row[i + 2], row[i + 3]);
+      const Reg d = _mm512_unpackhi_ps(row[i + 2], row[i + 3]);
+      half[i] = _mm512_shuffle_ps(a, c, 0x44);
+      half[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
+      half[i + 2] = _mm512_shuffle_ps(b, d, 0x44);
+      half[i + 3] = _mm512_shuffle_ps(b, d, 0xee);
+    }
+    SPARSEKERN_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const Reg a = _mm512_shuffle_f32x4(half[i], half[i + 4], 0x88);
+      const Reg b = _mm512_shuffle_f32x4(half[i], half[i + 4], 0xdd);
+      const Reg c = _mm512_shuffle_f32x4(half[i + 8], half[i + 12], 0x88);
+      const Reg d = _mm512_shuffle_f32x4(half[i + 8], half[i + 12], 0xdd);
+      out[i] = _mm512_shuffle_f32x4(a, c, 0x88);
+      out[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
+      out[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
+      out[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
     }
   }
 };

@@ -76,6 +76,13 @@ struct Vec4 {
     return Reg{group[index[0]], group[index[1]], group[index[2]], group[index[3]]};
   }
 
+  static SPARSEKERN_INLINE Reg sum_lanes(const Reg in[4]) {
+    Reg sum;
+    SPARSEKERN_UNROLL
+    for (int i = 0; i < 4; ++i) sum[i] = (in[i][0] + in[i][1]) + (in[i][2] + in[i][3]);
+    return sum;
+  }
+
   static SPARSEKERN_INLINE void load_transposed(const float* src, int64_t stride, int rows,
                                                 Reg out[4]) {
     Reg in[4];

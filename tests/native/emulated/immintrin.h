@@ -65,6 +65,17 @@ inline __m512 emulated_mm512_permutevar_ps(__m512 v, __m512i index) {
 }
 #endif
 
+#ifndef _mm512_shuffle_f32x4
+#define _mm512_shuffle_f32x4 emulated_mm512_shuffle_f32x4
+inline __m512 emulated_mm512_shuffle_f32x4(__m512 a, __m512 b, int control) {
+  float from[2][16], lanes[16];
+  _mm512_storeu_ps(from[0], a);
+  _mm512_storeu_ps(from[1], b);
+  for (int i = 0; i < 16; ++i) lanes[i] = from[i / 8][(control >> i / 4 * 2 & 3) * 4 + i % 4];
+  return _mm512_loadu_ps(lanes);
+}
+#endif
+
 #undef _mm_maskload_ps
 #define _mm_maskload_ps emulated_mm_maskload_ps
 inline __m128 emulated_mm_maskload_ps(const float* p, __m128i mask) {

@@ -1,0 +1,145 @@
+#include "bindings/arguments.h"
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+namespace sparsekern {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+namespace {
+
+// Floats from one row of the last dimension to the next, if one number says it for all of them and
+// rows are contiguous; else -1.
+int64_t row_stride(const Tensor& x) {
+  const int64_t last = x.dim() - 1;
+  if (x.size(last) > 1 && x.stride(last) != 1) return -1;
+  int64_t stride = x.size(last), rows = 1;
+  for (int64_t i = last - 1; i >= 0; --i) {
+    if (x.size(i) == 1) continue;
+    if (rows == 1) stride = x.stride(i);
+    if (x.stride(i) != stride * rows) return -1;
+    rows *= x.size(i);
+  }
+  return stride < x.size(last) ? -1 : stride;
+}
+
+void check_values(const Tensor& values, const char* op) {
+  const ScalarType dtype = values.scalar_type();
+  STD_TORCH_CHECK((dtype == ScalarType::Float || dtype == ScalarType::BFloat16) &&
+                      values.is_contiguous() && values.is_cpu(),
+                  op, ": expected contiguous float32 or bfloat16 values on the CPU", found(values));
+}
+
+}  // namespace
+
+const char* dtype_name(ScalarType dtype) {
+  return dtype == ScalarType::Float ? "float32" : "bfloat16";
+}
+
+std::string found(const Tensor& tensor) {
+  std::string text =
+      ", got " + std::string(torch::headeronly::toString(tensor.scalar_type())) + " [";
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    text += (i == 0 ? "" : ", ") + std::to_string(tensor.size(i));
+  }
+  text += "]";
+  if (!tensor.is_contiguous()) text += " not contiguous";
+  if (!tensor.is_cpu()) text += " not on the CPU";
+  return text;
+}
+
+BlockMatrix view_blocks(const Tensor& values, const Tensor& columns, const Tensor& offsets,
+                        int64_t out_features, int64_t in_features, const char* op) {
+  check_values(values, op);
+  STD_TORCH_CHECK(values.dim() == 3, op, ": expected values [blocks, cols, rows]", found(values));
+  BlockMatrix a;
+  a.out_features = out_features;
+  a.in_features = in_features;
+  a.cols = values.size(1);
+  a.rows = values.size(2);
+  // A tensor without elements may claim any shape: products of sizes must not overflow, nor a block
+  // ask for scratch that no activation could fill.
+  const auto is_size = [](int64_t size, int64_t most) { return size > 0 && size <= most; };
+  constexpr int64_t kMostSide = 1 << 20;
+  STD_TORCH_CHECK(is_size(out_features, INT32_MAX) && is_size(in_features, INT32_MAX) &&
+                      is_size(a.rows, max64(out_features, kMostSide)) &&
+                      is_size(a.cols, max64(in_features, kMostSide)),
+                  op, ": expected sizes > 0 that fit the weight, got blocks of ", a.rows, " x ",
+                  a.cols, " in a weight [", out_features, ", ", in_features, "]");
+  STD_TORCH_CHECK(columns.scalar_type() == ScalarType::Byte && columns.is_contiguous() &&
+                      columns.is_cpu() && columns.dim() == 2 && columns.size(0) == values.size(0) &&
+                      columns.size(1) == 2,
+                  op, ": expected uint8 columns [", values.size(0), ", 2]", found(columns));
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(columns.data_ptr()) % alignof(uint16_t) == 0, op,
+                  ": expected columns at an even address");
+  STD_TORCH_CHECK(offsets.scalar_type() == ScalarType::Int && offsets.is_contiguous() &&
+                      offsets.is_cpu() && offsets.dim() == 1 &&
+                      offsets.size(0) == a.block_rows() + 1,
+                  op, ": expected int32 offsets [", a.block_rows() + 1, "]", found(offsets));
+  // Kernels add offsets to it even where no block is stored.
+  static const float kNoValues = 0.0f;
+  const bool is_read = values.size(0) > 0 && values.scalar_type() == ScalarType::Float;
+  a.values = is_read ? static_cast<const float*>(values.data_ptr()) : &kNoValues;
+  a.columns = static_cast<const uint16_t*>(columns.data_ptr());
+  a.offsets = static_cast<const int32_t*>(offsets.data_ptr());
+  STD_TORCH_CHECK(a.offsets[a.block_rows()] == values.size(0), op, ": offsets end at ",
+                  a.offsets[a.block_rows()], ", expected the number of blocks, ", values.size(0));
+  a.density = double(values.size(0)) / double(a.block_rows() * ceil_div(in_features, a.cols));
+  return a;
+}
+
+NMMatrix view_nm(const Tensor& values, const Tensor& positions, int64_t n, int64_t m,
+                 int64_t out_features, int64_t in_features, const char* op) {
+  // Sizes are bounded before they are multiplied.
+  STD_TORCH_CHECK(n >= 1 && n < m && m <= 32 && out_features > 0 && out_features <= INT32_MAX &&
+                      in_features > 0 && in_features <= INT32_MAX,
+                  op, ": expected 1 <= n < m <= 32 and sizes > 0, got ", n, ":", m,
+                  " of a weight [", out_features, ", ", in_features, "]");
+  NMMatrix a;
+  a.out_features = out_features;
+  a.in_features = in_features;
+  a.n = n;
+  a.m = m;
+  check_values(values, op);
+  STD_TORCH_CHECK(values.dim() == 4 && values.size(0) == a.row_tiles() &&
+                      values.size(1) == a.group_tiles() && values.size(2) == 32 &&
+                      values.size(3) == 4 * n,
+                  op, ": expected values [", a.row_tiles(), ", ", a.group_tiles(), ", 32, ", 4 * n,
+                  "]", found(values));
+  STD_TORCH_CHECK(positions.scalar_type() == ScalarType::Byte && positions.is_contiguous() &&
+                      positions.is_cpu() && positions.dim() == 5 &&
+                      positions.size(0) == a.row_tiles() && positions.size(1) == a.group_tiles() &&
+                      positions.size(2) == 8 && positions.size(3) == 2 &&
+                      positions.size(4) == n * a.position_bits(),
+                  op, ": expected uint8 positions [", a.row_tiles(), ", ", a.group_tiles(),
+                  ", 8, 2, ", n * a.position_bits(), "]", found(positions));
+  const bool is_read = values.scalar_type() == ScalarType::Float;
+  a.values = is_read ? static_cast<const float*>(values.data_ptr()) : nullptr;
+  a.positions = static_cast<const uint8_t*>(positions.data_ptr());
+  return a;
+}
+
+Rows view_rows(const Tensor& x, ScalarType dtype, int64_t columns, const char* name,
+               const char* op) {
+  const int64_t dims = x.dim();
+  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == dtype, op, ": expected ", name, " of ",
+                  dtype_name(dtype), " on the CPU, like the values", found(x));
+  STD_TORCH_CHECK(dims >= 1 && x.size(dims - 1) == columns, op, ": expected ", name, " [..., ",
+                  columns, "]", found(x));
+  int64_t count = 1;
+  for (int64_t i = 0; i + 1 < dims; ++i) count *= x.size(i);
+  const int64_t stride = row_stride(x);
+  return {stride >= 0 ? x : torch::stable::contiguous(x), stride >= 0 ? stride : columns, count};
+}
+
+void on_torch_threads(int64_t parts, void (*body)(int64_t, void*), void* context) {
+  if (parts == 1) return body(0, context);
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) body(part, context);
+  });
+}
+
+}  // namespace sparsekern
