@@ -17,6 +17,7 @@ Array = NDArray[np.float32]
 Call = Callable[[], Any]
 
 CHOICE_CALLS = 5
+WARM_UP = 0.02  # seconds; on two threads small calls take a multiple until these lie on two cores
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,9 @@ class Contestant(Protocol):
 class Local:
     """A contestant in this process.
 
-    Between two timed calls the same library multiplies by another weight of the same size, untimed. That wakes its
-    threads, which the others let fall asleep, and passes another weight through the caches, as in a model.
+    Right before a timed call the same library multiplies by another weight of the same size, untimed and for some
+    milliseconds. That wakes its threads, which fell asleep while others ran, and passes another weight through the
+    caches, as in a model.
 
     Args:
         problem: what is timed.
@@ -81,7 +83,10 @@ class Local:
         return np.asarray(self._timed()).copy()
 
     def seconds(self) -> float:
+        start = time.perf_counter()
         self._before()
+        while time.perf_counter() - start < WARM_UP:
+            self._before()
         start = time.perf_counter()
         self._timed()
         return time.perf_counter() - start
@@ -169,7 +174,7 @@ def fastest(ways: Mapping[str, Call]) -> Prepared:
     for name, call in ways.items():
         try:
             call()
-            contestant = Local(Prepared(call), Prepared(lambda: None))
+            contestant = Local(Prepared(call), Prepared(call))
             times[name] = statistics.median(contestant.seconds() for _ in range(CHOICE_CALLS))
         except Exception as error:
             failure = error

@@ -77,11 +77,10 @@ class OpenVino(_Engine):
         }
         core = openvino.Core()
         request = core.compile_model(core.read_model(model_bytes(problem)), "CPU", settings).create_infer_request()
-        x = openvino.Tensor(problem.x, shared_memory=True)
-        request.set_input_tensor(x)
+        inputs = {0: problem.x}
 
         def call() -> np.ndarray:
-            request.infer(share_outputs=True)
+            request.infer(inputs, share_inputs=True, share_outputs=True)
             return request.get_output_tensor().data
 
         return Prepared(call)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .base import Call, Contestant, Peer, Prepared, Problem, fastest, need_square_blocks
@@ -109,7 +110,7 @@ class Zentorch(_Compiled):
             with inductor.patch(freezing=freezing):
                 run = torch.compile(_layer(weight), dynamic=False, backend="zentorch")
                 run(x)
-            ways[variant] = lambda run=run: run(x)
+            ways[variant] = partial(run, x)
         return fastest(ways)
 
 

@@ -58,7 +58,11 @@ class Remote(Peer):
         return self.peer.refusal(problem)
 
     def enter(self, problem: Problem, neighbour: Problem) -> Contestant:
-        """As ``Peer.enter``; takes the place of the contestant before it, of which nothing may be asked any more."""
+        """As ``Peer.enter``, in a new process; that of the contestant before it ends.
+
+        Some libraries never recover from an earlier model, least of all from one on another number of threads.
+        """
+        self.close()
         return _RemoteContestant(self, self.ask("enter", problem, neighbour))
 
     def ask(self, request: str, *arguments: Any) -> Any:
@@ -128,6 +132,7 @@ class _Server:
         return self.peer.version()
 
     def enter(self, problem: Problem, neighbour: Problem) -> str:
+        self.peer.load()
         self.contestant = self.peer.enter(problem, neighbour)
         return self.contestant.variant
 
