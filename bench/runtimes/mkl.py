@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import Array, Call, Peer, Prepared, Problem, fastest, need_square_blocks
+from .base import Array, Call, Peer, Prepared, Problem, aligned, aligned_copy, fastest, need_square_blocks
 
 NON_TRANSPOSE = 10
 ROW_MAJOR, COLUMN_MAJOR = 101, 102
@@ -85,15 +85,17 @@ class _Mkl(Peer):
             if status or not kept:
                 raise RuntimeError(f"mkl_sparse_s_mm: status {status}")
 
+        # Made once, as C programs do: new pages cost as much as a fast multiplication.
+        turned, output = aligned((in_features, tokens)), aligned((tokens * out_features,))
+
         def row_major() -> Array:
-            output = np.empty((out_features, tokens), np.float32)
-            multiply(np.ascontiguousarray(x.T), tokens, output, tokens)
-            return output.T
+            np.copyto(turned, x.T)
+            multiply(turned, tokens, output, tokens)
+            return output.reshape(out_features, tokens).T
 
         def column_major() -> Array:
-            output = np.empty((tokens, out_features), np.float32)
             multiply(x, in_features, output, out_features)
-            return output
+            return output.reshape(tokens, out_features)
 
         return row_major if layout == ROW_MAJOR else column_major
 
@@ -111,7 +113,7 @@ class Bsr(_Mkl):
 
         side = problem.block[0]
         weight = scipy.sparse.bsr_array(problem.weight, blocksize=problem.block)
-        values = np.ascontiguousarray(weight.data if base == 0 else weight.data.transpose(0, 2, 1))
+        values = aligned_copy(weight.data if base == 0 else weight.data.transpose(0, 2, 1))
         starts, columns = (weight.indptr + base).astype(np.int32), (weight.indices + base).astype(np.int32)
         rows, cols = (size // side for size in problem.weight.shape)
         _check(
@@ -131,11 +133,12 @@ class Csr(_Mkl):
 
         weight = scipy.sparse.csr_array(problem.weight)
         starts, columns = (weight.indptr + base).astype(np.int32), (weight.indices + base).astype(np.int32)
+        values = aligned_copy(weight.data)
         _check(
             "mkl_sparse_s_create_csr", ctypes.byref(handle), base, *problem.weight.shape,
-            _pointer(starts), _pointer(starts[1:]), _pointer(columns), _pointer(weight.data),
+            _pointer(starts), _pointer(starts[1:]), _pointer(columns), _pointer(values),
         )  # fmt: skip
-        return [weight.data, starts, columns]
+        return [values, starts, columns]
 
 
 def _check(function: str, *arguments: Any) -> None:

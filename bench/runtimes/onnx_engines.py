@@ -102,9 +102,7 @@ class DeepSparse(_Engine):
             path = Path(folder) / "linear.onnx"
             path.write_bytes(model_bytes(problem))
             engine = deepsparse.Engine(str(path), batch_size=len(problem.x), num_cores=problem.threads)
-        # An array that came through a pickle carries a type object of its own, which the engine does not know.
-        x = problem.x.astype(np.float32)
-        return Prepared(lambda: engine.run([x], val_inp=False)[0])
+        return Prepared(lambda: engine.run([problem.x], val_inp=False)[0])
 
 
 class Mnn(_Engine):

@@ -115,6 +115,14 @@ def test_a_worker_gives_what_the_peer_gives(fake: ModuleType, worker: ModuleType
     assert remote._process is None
 
 
+def test_aligned_arrays_start_a_cache_line(peers: ModuleType) -> None:
+    base = sys.modules["runtimes.base"]
+    for size in range(1, 20):
+        array = np.arange(size, dtype=np.float32)[None]
+        copy = base.aligned_copy(array)
+        assert copy.ctypes.data % 64 == 0 and np.array_equal(copy, array)
+
+
 def test_what_happens_in_a_worker_is_told(fake: ModuleType, worker: ModuleType) -> None:
     failing = worker.Remote(fake.Failing())
     dying = worker.Remote(fake.Dying())
