@@ -4,7 +4,7 @@ For every case: correctness against float64 first; then our layer and the faster
 dense PyTorch, interleaved. Ten rounds of both before decide which that is; their times are recorded as
 "trials". A call is what a user calls, ``layer(x)``: packing of activations, tails, bias and output
 layout are all inside. The speed-up is the median of the ratios within a round. Share of peak is the
-non-zero FLOP rate over the multiply-add peak measured in the same run; efficiency is speed-up x density.
+non-zero FLOP rate over the float32 multiply-add peak measured in the same run; efficiency is speed-up x density.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ GRANULARITIES = (
 DENSITIES = (0.5, 0.25, 0.1)
 TOKENS = (1, 128, 512)
 TRIAL_ROUNDS = 10
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MOST_ERROR = {torch.float32: 1e-5, torch.bfloat16: 2.0**-8}
+"""Largest error of an output allowed, relative to the largest output: that of summing, or of one rounding."""
 
 
 def dense_variants(linear: nn.Linear, x: Tensor, compiled: bool) -> dict[str, Callable[[], object]]:
@@ -51,7 +54,7 @@ def check(layer: sk.SparseLinear, x: Tensor) -> float:
     dense = layer.to_dense().double()
     expected = dense(x.double())
     error = (layer(x) - expected).abs().max() / expected.abs().max()
-    if not error < 1e-5:
+    if not error < MOST_ERROR[x.dtype]:
         raise AssertionError(f"{layer}: relative error {error:.2e} at {x.shape[0]} tokens")
     return float(error)
 
@@ -69,8 +72,8 @@ def shape_cases(
     options: argparse.Namespace, env: dict[str, Any], count: int, tokens: int, in_features: int, out_features: int
 ) -> Iterator[dict[str, Any]]:
     torch.manual_seed(options.seed)
-    linear = nn.Linear(in_features, out_features)
-    x = torch.randn(tokens, in_features)
+    linear = nn.Linear(in_features, out_features, dtype=options.dtype)
+    x = torch.randn(tokens, in_features).to(options.dtype)
     variants = dense_variants(linear, x, options.compiled)
     trial = interleave(variants, TRIAL_ROUNDS)
     baseline = min(trial, key=lambda name: trial[name].median)
@@ -85,7 +88,7 @@ def shape_cases(
             ratio = dense.over(sparse)
             stored = layer.packed.density
             gflops = 2 * tokens * stored * in_features * out_features / sparse.median * 1e-9
-            request = Request(layer.granularity, (out_features, in_features), torch.float32, "cpu")
+            request = Request(layer.granularity, (out_features, in_features), options.dtype, "cpu")
             yield {
                 "suite": "linear",
                 "case": {
@@ -93,7 +96,7 @@ def shape_cases(
                     "out": out_features,
                     "tokens": tokens,
                     "threads": count,
-                    "dtype": "float32",
+                    "dtype": str(options.dtype).removeprefix("torch."),
                     "granularity": granularity.label,
                     "density": density,
                     "kernel": select(request).kernel_name(request, tokens),
@@ -121,8 +124,8 @@ def shape_cases(
 def line(record: dict[str, Any]) -> str:
     case = record["case"]
     return (
-        f"{case['threads']}t M={case['tokens']:<4d} {case['in']:>5d}->{case['out']:<5d} {case['granularity']:>12s} "
-        f"d={case['density']:<5.3g} "
+        f"{case['dtype']} {case['threads']}t M={case['tokens']:<4d} {case['in']:>5d}->{case['out']:<5d} "
+        f"{case['granularity']:>12s} d={case['density']:<5.3g} "
         f"dense {record['baseline']['median'] * 1e6:8.0f} us ({record['baseline']['name']:8s}) "
         f"sparse {record['t']['median'] * 1e6:8.1f} us  {record['speedup']:6.2f}x  eff {record['efficiency']:.2f}  "
         f"peak share {record['share_of_peak']:.2f}"
@@ -138,11 +141,13 @@ def main() -> None:
         "--granularities", type=parse, nargs="+", default=GRANULARITIES, help="such as block(16,1) or nm(2,4,1)"
     )
     parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--eager-only", dest="compiled", action="store_false", help="skip compiled dense PyTorch")
     parser.add_argument("--out", type=Path, help="append JSON lines to this file")
     options = parser.parse_args()
+    options.dtype = DTYPES[options.dtype]
     if native is None:
         parser.error("the native kernels are not installed; python -m sparsekern doctor says why")
     write(cases(options), line, options.out)

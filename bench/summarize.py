@@ -33,18 +33,19 @@ def bars(records: Iterable[Record]) -> list[str]:
     """Markdown lines: share of peak, efficiency and speed-up by block, density and threads; one token apart."""
 
     def key(case: dict[str, Any]) -> tuple[Any, ...]:
-        return case["granularity"], case["density"], case["threads"], "1" if case["tokens"] == 1 else "> 1"
+        tokens = "1" if case["tokens"] == 1 else "> 1"
+        return case["dtype"], case["granularity"], case["density"], case["threads"], tokens
 
-    return _table("block | density | threads | tokens", records, key)
+    return _table("dtype | block | density | threads | tokens", records, key)
 
 
 def details(records: Iterable[Record]) -> list[str]:
     """Markdown lines: the same by number of tokens."""
 
     def key(case: dict[str, Any]) -> tuple[Any, ...]:
-        return case["granularity"], case["density"], case["threads"], case["tokens"]
+        return case["dtype"], case["granularity"], case["density"], case["threads"], case["tokens"]
 
-    return _table("block | density | threads | tokens", records, key)
+    return _table("dtype | block | density | threads | tokens", records, key)
 
 
 def _table(names: str, records: Iterable[Record], key: Callable[[dict[str, Any]], tuple[Any, ...]]) -> list[str]:

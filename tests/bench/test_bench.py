@@ -51,7 +51,7 @@ def test_linear_records_what_a_number_needs(results: Path) -> None:
 def test_summary_is_made_of_them(results: Path) -> None:
     printed = run("summarize.py", results)
     assert printed.count("## ") == 1 and "dense PyTorch: eager" in printed
-    assert "| 16x1 | 0.5 | 1 | > 1 | 2 |" in printed and "| 16x1 | 0.5 | 1 | 8 | 2 |" in printed
+    assert "| float32 | 16x1 | 0.5 | 1 | > 1 | 2 |" in printed and "| float32 | 16x1 | 0.5 | 1 | 8 | 2 |" in printed
 
 
 def test_whole_model_benchmark_explains_itself() -> None:
@@ -70,7 +70,8 @@ def summarize() -> ModuleType:
 def record(isa: str = "avx2", git: str = "abc", density: float = 0.5, inputs: int = 64, **numbers: float) -> dict:
     return {
         "env": {"cpu": "a processor", "isa": isa, "torch": "2", "git": git, "date": "2026-01-01"},
-        "case": {"granularity": "16x1", "density": density, "threads": 1, "tokens": 128, "in": inputs},
+        "case": {"dtype": "float32", "granularity": "16x1", "density": density, "threads": 1, "tokens": 128,
+                 "in": inputs},
         "baseline": {"name": "eager", "trials": {"eager": {}, "compiled": {}}},
         "share_of_peak": 0.9, "efficiency": 1.0, "speedup": 2.0, **numbers,
     }  # fmt: skip
@@ -89,9 +90,9 @@ def test_densities_stay_apart_and_shapes_fall_together(summarize: ModuleType) ->
     records = [record(share_of_peak=s, inputs=n) for n, s in enumerate((0.7, 0.9, 0.8))]
     _, _, *rows = summarize.bars([*records, record(density=0.4), record(density=0.3)])
     assert rows == [
-        "| 16x1 | 0.5 | 1 | > 1 | 3 | 0.80 | 0.70 | 1.00 | 1.00 | 2.00 | 2.00 |",
-        "| 16x1 | 0.4 | 1 | > 1 | 1 | 0.90 | 0.90 | 1.00 | 1.00 | 2.00 | 2.00 |",
-        "| 16x1 | 0.3 | 1 | > 1 | 1 | 0.90 | 0.90 | 1.00 | 1.00 | 2.00 | 2.00 |",
+        "| float32 | 16x1 | 0.5 | 1 | > 1 | 3 | 0.80 | 0.70 | 1.00 | 1.00 | 2.00 | 2.00 |",
+        "| float32 | 16x1 | 0.4 | 1 | > 1 | 1 | 0.90 | 0.90 | 1.00 | 1.00 | 2.00 | 2.00 |",
+        "| float32 | 16x1 | 0.3 | 1 | > 1 | 1 | 0.90 | 0.90 | 1.00 | 1.00 | 2.00 | 2.00 |",
     ]
     heads, rule, *rows = summarize.details(records)
     assert heads.count("|") == rule.count("|") == rows[0].count("|")
