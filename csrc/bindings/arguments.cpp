@@ -114,10 +114,11 @@ NMMatrix view_nm(const Tensor& values, const Tensor& positions, int64_t n, int64
 
 Rows view_rows(const Tensor& x, int64_t columns, const char* name, const char* op) {
   const int64_t dims = x.dim();
-  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float, op, ": expected ", name,
-                  " of float32 on the CPU", found(x));
-  STD_TORCH_CHECK(dims >= 1 && x.size(dims - 1) == columns, op, ": expected ", name, " [..., ",
-                  columns, "]", found(x));
+  const char* const article = name[0] == 'i' ? "an " : "a ";
+  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float, op, ": expected a float32 ",
+                  name, " on the CPU", found(x));
+  STD_TORCH_CHECK(dims >= 1 && x.size(dims - 1) == columns, op, ": expected ", article, name,
+                  " [..., ", columns, "]", found(x));
   int64_t count = 1;
   for (int64_t i = 0; i + 1 < dims; ++i) count *= x.size(i);
   const int64_t stride = row_stride(x);

@@ -31,7 +31,7 @@ struct Rows {
 };
 
 // Checks for float32 on the CPU and `columns` in a row; copies what one stride does not describe.
-// `name`: as errors call it, "an input".
+// `name`: as errors call it, "input" or "gradient".
 Rows view_rows(const torch::stable::Tensor& x, int64_t columns, const char* name, const char* op);
 
 // A ParallelFor on torch's own threads.

@@ -48,7 +48,7 @@ template <class Matrix>
 Tensor linear(const char* op, const Tensor& x, Format format, int64_t block_rows, const Matrix& a,
               const std::optional<Tensor>& bias, const std::string& activation,
               const std::string& kernel_name) {
-  const Rows rows = view_rows(x, a.in_features, "an input", op);
+  const Rows rows = view_rows(x, a.in_features, "input", op);
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
   shape.back() = a.out_features;
   Tensor y = torch::stable::empty(shape, ScalarType::Float);

@@ -44,7 +44,7 @@ Tensor grad_input(const char* op, const Tensor& grad, Format format, int64_t blo
                   const Matrix& a, const std::string& kernel_name) {
   const GradKernelInfo& kernel =
       pick_grad_kernel(kernel_name, GradOp::kInput, format, block_rows, op);
-  const Rows rows = view_rows(grad, a.out_features, "a gradient", op);
+  const Rows rows = view_rows(grad, a.out_features, "gradient", op);
   std::vector<int64_t> shape(grad.sizes().begin(), grad.sizes().end());
   shape.back() = a.in_features;
   Tensor out = torch::stable::empty(shape, ScalarType::Float);
@@ -59,8 +59,8 @@ Tensor grad_values(const char* op, const Tensor& grad, const Tensor& x, const Te
                    const std::string& kernel_name) {
   const GradKernelInfo& kernel =
       pick_grad_kernel(kernel_name, GradOp::kValues, format, block_rows, op);
-  const Rows rows = view_rows(grad, a.out_features, "a gradient", op);
-  const Rows inputs = view_rows(x, a.in_features, "an input", op);
+  const Rows rows = view_rows(grad, a.out_features, "gradient", op);
+  const Rows inputs = view_rows(x, a.in_features, "input", op);
   STD_TORCH_CHECK(rows.count == inputs.count, op, ": expected as many rows in the gradient as in ",
                   "the input, got ", rows.count, " and ", inputs.count);
   Tensor out = torch::stable::empty(values.sizes(), ScalarType::Float);

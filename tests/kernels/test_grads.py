@@ -189,7 +189,7 @@ def test_one_row_of_gradients_for_each_of_the_input() -> None:
     ("grad", "message"),
     [
         (torch.randn(3, 15), r"expected a gradient \[..., 16\], got Float \[3, 15\]"),
-        (torch.randn(3, 16).double(), r"expected a gradient of float32 on the CPU, got Double \[3, 16\]"),
+        (torch.randn(3, 16).double(), r"expected a float32 gradient on the CPU, got Double \[3, 16\]"),
     ],
 )
 def test_a_gradient_that_does_not_fit(grad: Tensor, message: str) -> None:
