@@ -1,4 +1,4 @@
-"""A results file of bench/linear.py as tables: python bench/summarize.py results.jsonl
+"""A results file of bench/linear.py or bench/train.py as tables: python bench/summarize.py results.jsonl
 
 One section for each processor, instruction set, version of torch and commit of the kernels in the
 file. First the bars, over all shapes and numbers of tokens: how much of the peak, and how much of what
@@ -48,6 +48,15 @@ def details(records: Iterable[Record]) -> list[str]:
     return _table("dtype | block | density | threads | tokens", records, key)
 
 
+def training(records: Iterable[Record]) -> list[str]:
+    """Markdown lines of ``bench/train.py``: gradients of single layers and whole steps."""
+
+    def key(case: dict[str, Any]) -> tuple[Any, ...]:
+        return case["what"], case["granularity"], f"{case['density']:.3g}", case["threads"], case["tokens"]
+
+    return _table("what | block | density | threads | tokens", records, key)
+
+
 def _table(names: str, records: Iterable[Record], key: Callable[[dict[str, Any]], tuple[Any, ...]]) -> list[str]:
     groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for record in records:
@@ -59,8 +68,8 @@ def _table(names: str, records: Iterable[Record], key: Callable[[dict[str, Any]]
     for group, cases in groups.items():
         cells = [*map(str, group), str(len(cases))]
         for column in columns:
-            values = [case[column] for case in cases]
-            cells += [f"{statistics.median(values):.2f}", f"{min(values):.2f}"]
+            values = [case[column] for case in cases if column in case]  # a step has no share of the peak
+            cells += [f"{statistics.median(values):.2f}", f"{min(values):.2f}"] if values else ["-", "-"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -77,11 +86,16 @@ def main() -> None:
     lines = parser.parse_args().results.read_text().splitlines()
     for (cpu, isa, torch, git), records in sections(map(json.loads, lines)).items():
         dates = sorted({record["env"]["date"] for record in records})
-        peak = statistics.median(r["peak_gflops"] / r["case"]["threads"] for r in records)
+        peak = statistics.median(r["peak_gflops"] / r["case"]["threads"] for r in records if "peak_gflops" in r)
         print(f"## {cpu}, {isa}, torch {torch}, kernels of commit {git}\n")
         print(f"Measured {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; {baselines(records)};")
         print(f"multiply-add peak {peak:.0f} GFLOP/s a core. Median and least over the cases.\n")
-        print("\n".join([*bars(records), "", *details(records), ""]))
+        steps = [record for record in records if record["suite"] == "train"]
+        layers = [record for record in records if record["suite"] != "train"]
+        if layers:
+            print("\n".join([*bars(layers), "", *details(layers), ""]))
+        if steps:
+            print("\n".join([*training(steps), ""]))
 
 
 if __name__ == "__main__":

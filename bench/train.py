@@ -199,7 +199,7 @@ def finished(record: dict[str, Any], options: argparse.Namespace, count: int, en
         "tokens": options.tokens,
         "threads": count,
         "dtype": "float32",
-        "density": options.density,
+        "density": round(record["stored"], 2),
     }
     return {"suite": "train", **record, "case": case, "env": env, "seed": options.seed}
 

@@ -87,7 +87,7 @@ def _check_device(tensor: Tensor, device: torch.device, name: str, what: str) ->
         raise TypeError(f"{what}: expected {name} on {device} like the weight, got {tensor.device}; move one of them")
 
 
-def _check_devices(x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, what: str) -> None:
+def check_devices(x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, what: str) -> None:
     """Raise ``TypeError`` naming ``what`` unless all tensors are where the values are."""
     for name, tensor in (("an input", x), ("a bias", bias), *(("all packed tensors", part) for part in weight[1:])):
         if tensor is not None:
@@ -169,7 +169,7 @@ def block_spec(values: Tensor) -> str:
 # memory, what these return would be uninitialised numbers.
 @torch.library.register_fake("sparsekern::linear", lib=LIBRARY)
 def _(x: Tensor, weight: list[Tensor], bias: Tensor | None, granularity: str, out_features: int, *rest: Any) -> Tensor:
-    _check_devices(x, weight, bias, "sparsekern::linear")
+    check_devices(x, weight, bias, "sparsekern::linear")
     return x.new_empty(*x.shape[:-1], out_features)
 
 
@@ -177,7 +177,7 @@ def _(x: Tensor, weight: list[Tensor], bias: Tensor | None, granularity: str, ou
 def _(
     x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor, bias: Tensor | None, out_features: int, *rest: Any
 ) -> Tensor:
-    _check_devices(x, [values, columns, offsets], bias, "sparsekern::block_linear")
+    check_devices(x, [values, columns, offsets], bias, "sparsekern::block_linear")
     return x.new_empty(*x.shape[:-1], out_features)
 
 
@@ -192,7 +192,7 @@ def _(
     out_features: int,
     *rest: Any,
 ) -> Tensor:
-    _check_devices(x, [values, positions], bias, "sparsekern::nm_linear")
+    check_devices(x, [values, positions], bias, "sparsekern::nm_linear")
     return x.new_empty(*x.shape[:-1], out_features)
 
 
@@ -242,7 +242,8 @@ class _SparseLinear(torch.autograd.Function):
         if activation != "none":
             if y is None:
                 # Recomputed: saved, it would take as much memory as the output itself.
-                y = product.linear(x, weight, bias, "none")
+                with torch._C._AutoDispatchBelowAutograd():
+                    y = product.linear(x, weight, bias, "none")
             grad = _grad_before_activation(grad, y, activation)
         _, _, want_x, want_bias, want_values, *rest = ctx.needs_input_grad
         grad_x = product.grad_input(grad, weight) if want_x else None
@@ -256,13 +257,11 @@ class _SparseLinear(torch.autograd.Function):
 class _Linear:
     """``sparsekern::linear`` as a :class:`Product`."""
 
-    def __init__(self, keys: torch._C.DispatchKeySet, granularity: str, out_features: int, in_features: int) -> None:
-        self.keys = keys & torch._C._after_autograd_keyset
+    def __init__(self, granularity: str, out_features: int, in_features: int) -> None:
         self.rest = (granularity, out_features, in_features)
 
     def linear(self, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, activation: str) -> Tensor:
-        op = torch.ops.sparsekern.linear.default
-        return op.redispatch(self.keys, x, weight, bias, *self.rest, activation)
+        return torch.ops.sparsekern.linear.default(x, weight, bias, *self.rest, activation)
 
     def grad_input(self, grad: Tensor, weight: Sequence[Tensor]) -> Tensor:
         return torch.ops.sparsekern.linear_grad_input.default(grad, weight, *self.rest)
@@ -272,7 +271,6 @@ class _Linear:
 
 
 def _autograd_linear(
-    keys: torch._C.DispatchKeySet,
     x: Tensor,
     weight: list[Tensor],
     bias: Tensor | None,
@@ -281,26 +279,24 @@ def _autograd_linear(
     in_features: int,
     activation: str,
 ) -> Tensor:
-    return differentiable(_Linear(keys, granularity, out_features, in_features), activation, x, bias, weight)
+    return differentiable(_Linear(granularity, out_features, in_features), activation, x, bias, weight)
 
 
 class _FormatLinear:
     """``sparsekern::block_linear`` or ``nm_linear`` as a :class:`Product`.
 
     Args:
-        keys: dispatch keys of the call.
         name: of the op; its gradients are ``<name>_grad_input`` and ``<name>_grad_values``.
         numbers: the op's integers, which follow the tensors.
         kernel: the kernel that the call names; of the gradients the best is taken.
     """
 
-    def __init__(self, keys: torch._C.DispatchKeySet, name: str, numbers: tuple[int, ...], kernel: str) -> None:
-        self.keys = keys & torch._C._after_autograd_keyset
+    def __init__(self, name: str, numbers: tuple[int, ...], kernel: str) -> None:
         self.name, self.numbers, self.kernel = name, numbers, kernel
 
     def linear(self, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, activation: str) -> Tensor:
         op = getattr(torch.ops.sparsekern, self.name).default
-        return op.redispatch(self.keys, x, *weight, bias, *self.numbers, activation, self.kernel)
+        return op(x, *weight, bias, *self.numbers, activation, self.kernel)
 
     def grad_input(self, grad: Tensor, weight: Sequence[Tensor]) -> Tensor:
         return format_grad_input(self.name, grad, weight, self.numbers)
@@ -332,7 +328,6 @@ def _widened(product: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
 # ``rest`` is (out_features, in_features, activation, kernel).
 def _autograd_block_linear(
-    keys: torch._C.DispatchKeySet,
     x: Tensor,
     values: Tensor,
     columns: Tensor,
@@ -340,12 +335,11 @@ def _autograd_block_linear(
     bias: Tensor | None,
     *rest: Any,
 ) -> Tensor:
-    product = _FormatLinear(keys, "block_linear", rest[:2], rest[3])
+    product = _FormatLinear("block_linear", rest[:2], rest[3])
     return differentiable(product, rest[2], x, bias, (values, columns, offsets))
 
 
 def _autograd_nm_linear(
-    keys: torch._C.DispatchKeySet,
     x: Tensor,
     values: Tensor,
     positions: Tensor,
@@ -354,13 +348,13 @@ def _autograd_nm_linear(
     m: int,
     *rest: Any,
 ) -> Tensor:
-    product = _FormatLinear(keys, "nm_linear", (n, m, *rest[:2]), rest[3])
+    product = _FormatLinear("nm_linear", (n, m, *rest[:2]), rest[3])
     return differentiable(product, rest[2], x, bias, (values, positions))
 
 
-LIBRARY.impl("linear", _autograd_linear, "Autograd", with_keyset=True)
-LIBRARY.impl("block_linear", _autograd_block_linear, "Autograd", with_keyset=True)
-LIBRARY.impl("nm_linear", _autograd_nm_linear, "Autograd", with_keyset=True)
+LIBRARY.impl("linear", _autograd_linear, "Autograd")
+LIBRARY.impl("block_linear", _autograd_block_linear, "Autograd")
+LIBRARY.impl("nm_linear", _autograd_nm_linear, "Autograd")
 
 
 def differentiable(

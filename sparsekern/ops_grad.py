@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .layouts import NM, parse
-from .ops import LIBRARY, block_spec, count_flops, name_parts, refuse_kernel
+from .ops import LIBRARY, block_spec, check_devices, count_flops, name_parts, refuse_kernel
 
 LIBRARY.define(
     "linear_grad_input(Tensor grad, Tensor[] weight, str granularity, int out_features, int in_features) -> Tensor"
@@ -129,39 +129,47 @@ def _nm_linear_grad_values(
 
 @torch.library.register_fake("sparsekern::linear_grad_input", lib=LIBRARY)
 def _(grad: Tensor, weight: list[Tensor], granularity: str, out_features: int, in_features: int) -> Tensor:
-    return grad.new_empty(*grad.shape[:-1], in_features)
+    return _fake_grad_input(grad, weight, in_features, "sparsekern::linear_grad_input")
 
 
 @torch.library.register_fake("sparsekern::linear_grad_values", lib=LIBRARY)
 def _(grad: Tensor, x: Tensor, weight: list[Tensor], *rest: Any) -> Tensor:
-    return torch.empty_like(weight[0])
+    return _fake_grad_values(grad, x, weight, "sparsekern::linear_grad_values")
 
 
 @torch.library.register_fake("sparsekern::block_linear_grad_input", lib=LIBRARY)
 def _(
     grad: Tensor, values: Tensor, columns: Tensor, offsets: Tensor, out_features: int, in_features: int, kernel: str
 ) -> Tensor:
-    return grad.new_empty(*grad.shape[:-1], in_features)
+    return _fake_grad_input(grad, [values, columns, offsets], in_features, "sparsekern::block_linear_grad_input")
+
+
+@torch.library.register_fake("sparsekern::block_linear_grad_values", lib=LIBRARY)
+def _(grad: Tensor, x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor, *rest: Any) -> Tensor:
+    return _fake_grad_values(grad, x, [values, columns, offsets], "sparsekern::block_linear_grad_values")
 
 
 @torch.library.register_fake("sparsekern::nm_linear_grad_input", lib=LIBRARY)
 def _(
-    grad: Tensor,
-    values: Tensor,
-    positions: Tensor,
-    n: int,
-    m: int,
-    out_features: int,
-    in_features: int,
-    kernel: str,
+    grad: Tensor, values: Tensor, positions: Tensor, n: int, m: int, out_features: int, in_features: int, kernel: str
 ) -> Tensor:
+    return _fake_grad_input(grad, [values, positions], in_features, "sparsekern::nm_linear_grad_input")
+
+
+@torch.library.register_fake("sparsekern::nm_linear_grad_values", lib=LIBRARY)
+def _(grad: Tensor, x: Tensor, values: Tensor, positions: Tensor, *rest: Any) -> Tensor:
+    return _fake_grad_values(grad, x, [values, positions], "sparsekern::nm_linear_grad_values")
+
+
+def _fake_grad_input(grad: Tensor, weight: Sequence[Tensor], in_features: int, what: str) -> Tensor:
+    check_devices(grad, weight, None, what)
     return grad.new_empty(*grad.shape[:-1], in_features)
 
 
-@torch.library.register_fake("sparsekern::block_linear_grad_values", lib=LIBRARY)
-@torch.library.register_fake("sparsekern::nm_linear_grad_values", lib=LIBRARY)
-def _(grad: Tensor, x: Tensor, values: Tensor, *rest: Any) -> Tensor:
-    return torch.empty_like(values)
+def _fake_grad_values(grad: Tensor, x: Tensor, weight: Sequence[Tensor], what: str) -> Tensor:
+    check_devices(grad, weight, None, what)
+    check_devices(x, weight, None, what)
+    return torch.empty_like(weight[0])
 
 
 # ---- autograd ------------------------------------------------------------------------------------

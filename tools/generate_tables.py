@@ -29,8 +29,8 @@ def kernel_table() -> str:
 
 
 def support_matrix() -> str:
-    """What has a hand-written kernel on which instruction set; the reference back end serves the rest."""
-    records = sk.kernels()
+    """What products have a hand-written kernel on which instruction set; the reference back end serves the rest."""
+    records = [kernel for kernel in sk.kernels() if "_grad_" not in kernel.op]
     # Where one kernel takes all that another takes, such as 16n x c all of 32n x c, its line says it for both.
     widest = [kernel for kernel in records if not any(_wider(other, kernel) for other in records)]
     isas_of: dict[tuple[str, str], set[str]] = {}

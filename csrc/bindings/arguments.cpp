@@ -39,6 +39,10 @@ const char* dtype_name(ScalarType dtype) {
   return dtype == ScalarType::Float ? "float32" : "bfloat16";
 }
 
+std::string format_text(Format format, int64_t block_rows) {
+  return format == Format::kNM ? "n:m" : "blocks of " + std::to_string(block_rows) + " rows";
+}
+
 std::string found(const Tensor& tensor) {
   std::string text =
       ", got " + std::string(torch::headeronly::toString(tensor.scalar_type())) + " [";

@@ -17,10 +17,12 @@ std::string found(const torch::stable::Tensor& tensor);
 // Of the dtypes that kernels have: float32 and bfloat16.
 const char* dtype_name(torch::headeronly::ScalarType dtype);
 
-// The weight that the tensors hold, but for the values of one in bfloat16; for the op that errors
-// name. The index values were verified
-// when it was packed or loaded; shapes are checked here, at each call, because a wrong one would
-// read outside a tensor.
+// What messages call a format with blocks of so many rows.
+std::string format_text(Format format, int64_t block_rows);
+
+// The weight that the tensors hold, but for its values if they are bfloat16. `op`: as errors name
+// it. The index values were verified when it was packed or loaded; shapes are checked here, at each
+// call, because a wrong one would read outside a tensor.
 BlockMatrix view_blocks(const torch::stable::Tensor& values, const torch::stable::Tensor& columns,
                         const torch::stable::Tensor& offsets, int64_t out_features,
                         int64_t in_features, const char* op);

@@ -34,8 +34,7 @@ const KernelInfo& pick_kernel(const std::string& name, Format format, int64_t bl
                               int64_t tokens, const char* op) {
   const KernelInfo* kernel = name.empty() ? choose_kernel(format, block_rows, max64(1, tokens))
                                           : find_kernel(name.c_str());
-  const std::string what =
-      format == Format::kNM ? "n:m" : "blocks of " + std::to_string(block_rows) + " rows";
+  const std::string what = format_text(format, block_rows);
   STD_TORCH_CHECK(kernel != nullptr, op, ": no kernel ",
                   name.empty() ? "" : "named '" + name + "' ", "for ", what,
                   "; python -m sparsekern kernels lists them");

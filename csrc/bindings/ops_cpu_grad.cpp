@@ -20,17 +20,19 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 const GradKernelInfo& pick_grad_kernel(const std::string& name, GradOp grad, Format format,
-                                       int64_t block_rows, const char* op) {
+                                       int64_t block_rows, const Tensor& values, const char* op) {
+  STD_TORCH_CHECK(values.scalar_type() == ScalarType::Float, op, ": expected float32 values",
+                  found(values));
   const GradKernelInfo* kernel =
       name.empty() ? choose_grad_kernel(grad, format, block_rows) : find_grad_kernel(name.c_str());
+  const std::string what = format_text(format, block_rows);
   STD_TORCH_CHECK(kernel != nullptr, op, ": no kernel ",
-                  name.empty() ? "" : "named '" + name + "' ", "of this gradient for blocks of ",
-                  block_rows, " rows; python -m sparsekern kernels lists them");
+                  name.empty() ? "" : "named '" + name + "' ", "of this gradient for ", what,
+                  "; python -m sparsekern kernels lists them");
   STD_TORCH_CHECK(kernel->run != nullptr && isa_supported(kernel->isa) &&
                       kernel->takes(grad, format, block_rows),
-                  op, ": kernel '", kernel->name,
-                  "' does not run on this CPU or does not take blocks of ", block_rows,
-                  " rows; python -m sparsekern kernels lists them");
+                  op, ": kernel '", kernel->name, "' does not run on this CPU or does not take ",
+                  what, "; python -m sparsekern kernels lists them");
   return *kernel;
 }
 
@@ -40,10 +42,10 @@ void run(const GradKernelInfo& kernel, const Matrix& a, const GradCall& call, in
 }
 
 template <class Matrix>
-Tensor grad_input(const char* op, const Tensor& grad, Format format, int64_t block_rows,
-                  const Matrix& a, const std::string& kernel_name) {
+Tensor grad_input(const char* op, const Tensor& grad, const Tensor& values, Format format,
+                  int64_t block_rows, const Matrix& a, const std::string& kernel_name) {
   const GradKernelInfo& kernel =
-      pick_grad_kernel(kernel_name, GradOp::kInput, format, block_rows, op);
+      pick_grad_kernel(kernel_name, GradOp::kInput, format, block_rows, values, op);
   const Rows rows = view_rows(grad, ScalarType::Float, a.out_features, "a gradient", op);
   std::vector<int64_t> shape(grad.sizes().begin(), grad.sizes().end());
   shape.back() = a.in_features;
@@ -59,7 +61,7 @@ Tensor grad_values(const char* op, const Tensor& grad, const Tensor& x, const Te
                    Format format, int64_t block_rows, const Matrix& a,
                    const std::string& kernel_name) {
   const GradKernelInfo& kernel =
-      pick_grad_kernel(kernel_name, GradOp::kValues, format, block_rows, op);
+      pick_grad_kernel(kernel_name, GradOp::kValues, format, block_rows, values, op);
   const Rows rows = view_rows(grad, ScalarType::Float, a.out_features, "a gradient", op);
   const Rows inputs = view_rows(x, ScalarType::Float, a.in_features, "an input", op);
   STD_TORCH_CHECK(rows.count == inputs.count, op, ": expected as many rows in the gradient as in ",
@@ -76,7 +78,7 @@ Tensor block_grad_input(const Tensor& grad, const Tensor& values, const Tensor& 
                         std::string kernel_name) {
   constexpr const char* kOp = "sparsekern::block_linear_grad_input";
   const BlockMatrix a = view_blocks(values, columns, offsets, out_features, in_features, kOp);
-  return grad_input(kOp, grad, Format::kBlock, a.rows, a, kernel_name);
+  return grad_input(kOp, grad, values, Format::kBlock, a.rows, a, kernel_name);
 }
 
 Tensor block_grad_values(const Tensor& grad, const Tensor& x, const Tensor& values,
@@ -92,7 +94,7 @@ Tensor nm_grad_input(const Tensor& grad, const Tensor& values, const Tensor& pos
                      std::string kernel_name) {
   constexpr const char* kOp = "sparsekern::nm_linear_grad_input";
   const NMMatrix a = view_nm(values, positions, n, m, out_features, in_features, kOp);
-  return grad_input(kOp, grad, Format::kNM, 1, a, kernel_name);
+  return grad_input(kOp, grad, values, Format::kNM, 1, a, kernel_name);
 }
 
 Tensor nm_grad_values(const Tensor& grad, const Tensor& x, const Tensor& values,

@@ -2,7 +2,7 @@
 // cache, where the float32 kernels find them. Memory is read and written at two bytes a number.
 //
 //   for a batch of tokens:           widen its rows of x
-//     for a chunk of bands:          widen its weights, which then stay in L2
+//     for a chunk of bands:          widen its weights, which then stay in L2 or near it
 //                                    the float32 kernel, on this part of the weight
 //                                    round its outputs into y
 #include "cpu/bfloat16.h"
@@ -19,6 +19,7 @@ namespace {
 // passes of a chunk through the cache.
 constexpr int64_t kBatchTokens = 256;
 constexpr int64_t kChunkWeights = 256 * 1024;
+constexpr int64_t kChunkOutputs = 4096;
 constexpr int64_t kChunkWeightsForOne = 48 * 1024;
 
 constexpr int64_t kLine = 16;    // floats of a cache line
@@ -85,8 +86,9 @@ NMMatrix part_of(const NMMatrix& a, int64_t begin, int64_t, const float* values,
 // First band beyond those from `begin` on, one at least, that fill a chunk.
 template <class Matrix>
 int64_t chunk_end(const Matrix& a, int64_t begin, int64_t bands_end, int64_t weights) {
+  const int64_t most = min64(bands_end, begin + max64(1, kChunkOutputs / a.band_outputs()));
   int64_t end = begin + 1;
-  while (end < bands_end && a.stored_before(end + 1) - a.stored_before(begin) <= weights) ++end;
+  while (end < most && a.stored_before(end + 1) - a.stored_before(begin) <= weights) ++end;
   return end;
 }
 

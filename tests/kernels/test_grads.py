@@ -189,13 +189,27 @@ def test_one_row_of_gradients_for_each_of_the_input() -> None:
     ("grad", "message"),
     [
         (torch.randn(3, 15), r"expected a gradient \[..., 16\], got Float \[3, 15\]"),
-        (torch.randn(3, 16).double(), r"expected a gradient of float32 on the CPU, like the values, got Double \[3, 16\]"),
+        (
+            torch.randn(3, 16).double(),
+            r"expected a gradient of float32 on the CPU, like the values, got Double \[3, 16\]",
+        ),
     ],
 )
 def test_a_gradient_that_does_not_fit(grad: Tensor, message: str) -> None:
     weight = Weight.random(sk.Block(8, 1), (16, 12))
     with pytest.raises(RuntimeError, match=f"block_linear_grad_input: {message}"):
         torch.ops.sparsekern.block_linear_grad_input(grad, *weight.parts.values(), 16, 12, "")
+
+
+@pytest.mark.parametrize("granularity", [sk.Block(8, 1), sk.NM(2, 4)], ids=lambda g: g.label)
+@pytest.mark.parametrize("grad", ["input", "values"])
+def test_other_values_than_float32_are_refused(granularity: Granularity, grad: str) -> None:
+    weight = Weight.random(granularity, (16, 12))
+    weight.parts["values"] = weight.parts["values"].bfloat16()
+    kernel = next(k for k in sk.kernels() if k.op.endswith(f"_grad_{grad}") and k.granularity == granularity.kind)
+    rows = [torch.randn(3, 16), torch.randn(3, 12)][: 1 if grad == "input" else 2]
+    with pytest.raises(RuntimeError, match=f"_grad_{grad}: expected float32 values, got BFloat16"):
+        weight.run(kernel, *rows)
 
 
 @pytest.mark.parametrize("name", ["grad_values_r4_portable", "grad_input_nm_portable", "nothing"])

@@ -9,17 +9,13 @@
 
 namespace {
 
-void one_after_another(int64_t parts, void (*body)(int64_t, void*), void* context) {
-  for (int64_t part = 0; part < parts; ++part) body(part, context);
-}
-
 void run(const GradKernelInfo& kernel, const Weight& weight, GradCall call, const Case& c,
          int64_t threads, Exact<float>& out) {
   call.out = out.data;
   if (kernel.format == Format::kNM) {
-    run_grad(kernel, weight.nm, call, c.tokens, threads, one_after_another);
+    run_grad(kernel, weight.nm, call, c.tokens, threads, on_threads);
   } else {
-    run_grad(kernel, weight.view, call, c.tokens, threads, one_after_another);
+    run_grad(kernel, weight.view, call, c.tokens, threads, on_threads);
   }
 }
 

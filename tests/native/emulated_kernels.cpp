@@ -5,9 +5,9 @@
 #include <cstdio>
 #include <cstring>
 #include <string>
-#include <thread>
 #include <vector>
 
+#include "cpu/bfloat16.h"
 #include "cpu/dispatch.h"
 #include "emulated_weight.h"
 
@@ -29,55 +29,64 @@ double activate(double x, Activation activation) {
   }
 }
 
-// Real threads, so that a thread sanitizer sees what shares have in common.
-void on_threads(int64_t parts, void (*body)(int64_t, void*), void* context) {
-  std::vector<std::thread> others;
-  for (int64_t part = 1; part < parts; ++part) others.emplace_back(body, part, context);
-  body(0, context);
-  for (std::thread& other : others) other.join();
+constexpr float kUntouched = -12352.0f;  // a bfloat16 too
+
+template <class Matrix>
+void run_matrix(const KernelInfo& kernel, const Matrix& a, int64_t, const CallOf<float>& call,
+                int64_t tokens, int64_t threads) {
+  run_linear(kernel, a, call, tokens, threads, on_threads);
 }
 
-constexpr float kUntouched = -12345.0f;
+template <class Matrix>
+void run_matrix(const KernelInfo& kernel, const Matrix& a, int64_t stored,
+                const CallOf<BFloat16>& call, int64_t tokens, int64_t threads) {
+  Exact<BFloat16> values(stored);
+  for (int64_t i = 0; i < stored; ++i) values[i] = narrowed<BFloat16>(a.values[i]);
+  run_linear(kernel, a, values.data, call, tokens, threads, on_threads);
+}
 
-void run(const KernelInfo& kernel, const Weight& weight, LinearCall call, const Case& c,
-         int64_t threads, Exact<float>& y, int64_t size) {
-  for (int64_t i = 0; i < size; ++i) y[i] = kUntouched;
+template <class T>
+void run(const KernelInfo& kernel, const Weight& weight, CallOf<T> call, const Case& c,
+         int64_t threads, Exact<T>& y, int64_t size) {
+  for (int64_t i = 0; i < size; ++i) y[i] = narrowed<T>(kUntouched);
   call.y = y.data;
   if (kernel.format == Format::kNM) {
-    run_linear(kernel, weight.nm, call, c.tokens, threads, on_threads);
+    run_matrix(kernel, weight.nm, weight.nm.stored(), call, c.tokens, threads);
   } else {
-    run_linear(kernel, weight.view, call, c.tokens, threads, on_threads);
+    run_matrix(kernel, weight.view, weight.view.stored(), call, c.tokens, threads);
   }
 }
 
+template <class T>
 bool passes(const KernelInfo& kernel, const Case& c) {
+  const double rounding = sizeof(T) == sizeof(float) ? 0 : std::ldexp(1.01, -8);
   const Weight weight(kernel.format, c);
   const int64_t x_stride = c.inputs + c.x_gap, y_stride = c.outputs + c.y_gap;
   const int64_t x_size = c.tokens == 0 ? 0 : (c.tokens - 1) * x_stride + c.inputs;
   const int64_t y_size = c.tokens == 0 ? 0 : (c.tokens - 1) * y_stride + c.outputs;
-  Exact<float> x(x_size), bias(c.outputs), y(y_size), y_of_threads(y_size);
-  for (int64_t i = 0; i < x_size; ++i) x[i] = uniform();
-  for (int64_t i = 0; i < c.outputs; ++i) bias[i] = uniform();
-  const LinearCall call{x.data,      x_stride, nullptr, y_stride, c.bias ? bias.data : nullptr,
-                        c.activation};
+  Exact<T> x(x_size), bias(c.outputs), y(y_size), y_of_threads(y_size);
+  for (int64_t i = 0; i < x_size; ++i) x[i] = narrowed<T>(uniform());
+  for (int64_t i = 0; i < c.outputs; ++i) bias[i] = narrowed<T>(uniform());
+  const CallOf<T> call{x.data,      x_stride, nullptr, y_stride, c.bias ? bias.data : nullptr,
+                       c.activation};
   run(kernel, weight, call, c, 1, y, y_size);
   run(kernel, weight, call, c, 3, y_of_threads, y_size);
-  if (y_size > 0 && std::memcmp(y.data, y_of_threads.data, y_size * sizeof(float)) != 0) {
+  if (y_size > 0 && std::memcmp(y.data, y_of_threads.data, y_size * sizeof(T)) != 0) {
     std::printf("three threads give other bits: ");
     return false;
   }
   for (int64_t t = 0; t < c.tokens; ++t) {
     for (int64_t n = 0; n < y_stride && t * y_stride + n < y_size; ++n) {
-      const float got = y[t * y_stride + n];
+      const float got = widened(y[t * y_stride + n]);
       if (n >= c.outputs) {
         if (got == kUntouched) continue;
         std::printf("y written between its rows at [%d][%d]: ", int(t), int(n));
         return false;
       }
-      double sum = c.bias ? bias[n] : 0.0, magnitude = std::fabs(sum);
+      double sum = c.bias ? widened(bias[n]) : 0.0, magnitude = std::fabs(sum);
       int64_t terms = 4;
       for (int64_t k = 0; k < c.inputs; ++k) {
-        const double term = double(x[t * x_stride + k]) * weight.dense[n * c.inputs + k];
+        const double term = double(widened(x[t * x_stride + k])) * weight.dense[n * c.inputs + k];
         sum += term;
         magnitude += std::fabs(term);
         terms += weight.stored[n * c.inputs + k];
@@ -87,7 +96,7 @@ bool passes(const KernelInfo& kernel, const Case& c) {
       const double bound = 1.13 * magnitude * double(terms) * std::ldexp(1.01, -24) +
                            (curved ? 1e-6 * std::fmax(1, std::fabs(sum)) : 1e-37);
       const double wanted = activate(sum, c.activation);
-      if (!(std::fabs(got - wanted) <= bound)) {
+      if (!(std::fabs(got - wanted) <= bound + rounding * std::fabs(wanted))) {
         std::printf("y[%d][%d] = %.9g, not %.9g: ", int(t), int(n), got, wanted);
         return false;
       }
@@ -168,15 +177,17 @@ int main(int count, char** names) {
     for (int n = 1; n < count; ++n) wanted |= std::strcmp(names[n], isa_name(kernel.isa)) == 0;
     if (!wanted) continue;
     for (const Case& c : cases_for(kernel)) {
-      ++runs;
-      if (passes(kernel, c)) continue;
-      ++failures;
-      std::printf(
-          "%s, blocks (or n:m) %dx%d, weight %dx%d, %d tokens, gaps %d and %d, density %g, bias "
-          "%d, "
-          "activation %d\n",
-          kernel.name, int(c.rows), int(c.cols), int(c.outputs), int(c.inputs), int(c.tokens),
-          int(c.x_gap), int(c.y_gap), c.density, int(c.bias), int(c.activation));
+      for (const bool wide : {true, false}) {
+        ++runs;
+        if (wide ? passes<float>(kernel, c) : passes<BFloat16>(kernel, c)) continue;
+        ++failures;
+        std::printf(
+            "%s, %s, blocks (or n:m) %dx%d, weight %dx%d, %d tokens, gaps %d and %d, density %g, "
+            "bias %d, activation %d\n",
+            kernel.name, wide ? "float32" : "bfloat16", int(c.rows), int(c.cols), int(c.outputs),
+            int(c.inputs), int(c.tokens), int(c.x_gap), int(c.y_gap), c.density, int(c.bias),
+            int(c.activation));
+      }
     }
   }
   for (int n = 1; n < count; ++n) run_grads(names[n], runs, failures);

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "core/view.h"
@@ -14,7 +15,38 @@ using namespace sparsekern;
 
 inline std::mt19937 generator(0);
 
-inline float uniform() { return std::uniform_real_distribution<float>(-1, 1)(generator); }
+inline float widened(float x) { return x; }
+inline float widened(BFloat16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+
+// The upper half of a float: exact if that is a bfloat16.
+template <class T>
+T narrowed(float x) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return x;
+  } else {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return {uint16_t(bits >> 16)};
+  }
+}
+
+// In [-1, 1], and a bfloat16, so that one product is expected of both dtypes.
+inline float uniform() {
+  return widened(narrowed<BFloat16>(std::uniform_real_distribution<float>(-1, 1)(generator)));
+}
+
+// Real threads, so that a thread sanitizer sees what shares have in common.
+inline void on_threads(int64_t parts, void (*body)(int64_t, void*), void* context) {
+  std::vector<std::thread> others;
+  for (int64_t part = 1; part < parts; ++part) others.emplace_back(body, part, context);
+  body(0, context);
+  for (std::thread& other : others) other.join();
+}
 
 // malloc'ed memory of exactly `count` elements, so that an address sanitizer sees the next one.
 template <class T>

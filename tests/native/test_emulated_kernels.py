@@ -27,6 +27,7 @@ DRIVER = {
     "csrc/cpu/bfloat16.cpp": "-O1",
     "csrc/cpu/dispatch.cpp": "-O1",
     "csrc/cpu/shares.cpp": "-O1",
+    "csrc/cpu/threads.cpp": "-O1",
     "csrc/cpu/grad_dispatch.cpp": "-O1",
     "tests/native/emulated_kernels.cpp": "-O2",
     "tests/native/emulated_grads.cpp": "-O2",
