@@ -34,7 +34,7 @@ SPARSEKERN_DEFINE(avx2, few_nm_avx2, SingleNM<Vec8, 3, 4>)
 
 SPARSEKERN_DEFINE_GRAD(avx2, grad_input_r4_avx2, GradInputBlocks<Vec8, 4, 3, 96 * 1024, 4>)
 SPARSEKERN_DEFINE_GRAD(avx2, grad_input_r1_avx2, GradInputBlocks<Vec8, 1, 6, 192 * 1024, 1>)
-SPARSEKERN_DEFINE_GRAD(avx2, grad_input_nm_avx2, GradInputNM<Vec8, 6, 192 * 1024, 1>)
+SPARSEKERN_DEFINE_GRAD(avx2, grad_input_nm_avx2, GradInputNM<Vec8, 6, 24 * 1024, 1>)
 SPARSEKERN_DEFINE_GRAD(avx2, grad_values_r4_avx2, GradValuesBlocks<Vec8, 4, 3>)
 SPARSEKERN_DEFINE_GRAD(avx2, grad_values_r1_avx2, GradValuesBlocks<Vec8, 1, 8>)
 SPARSEKERN_DEFINE_GRAD(avx2, grad_values_nm_avx2, GradValuesNM<Vec8, 8>)

@@ -31,7 +31,7 @@ SPARSEKERN_DEFINE(portable, few_nm_portable, SingleNM<Vec4, 3, 4>)
 
 SPARSEKERN_DEFINE_GRAD(portable, grad_input_r4_portable, GradInputBlocks<Vec4, 4, 3, 96 * 1024, 4>)
 SPARSEKERN_DEFINE_GRAD(portable, grad_input_r1_portable, GradInputBlocks<Vec4, 1, 6, 96 * 1024, 1>)
-SPARSEKERN_DEFINE_GRAD(portable, grad_input_nm_portable, GradInputNM<Vec4, 6, 96 * 1024, 1>)
+SPARSEKERN_DEFINE_GRAD(portable, grad_input_nm_portable, GradInputNM<Vec4, 6, 24 * 1024, 1>)
 SPARSEKERN_DEFINE_GRAD(portable, grad_values_r4_portable, GradValuesBlocks<Vec4, 4, 3>)
 SPARSEKERN_DEFINE_GRAD(portable, grad_values_r1_portable, GradValuesBlocks<Vec4, 1, 8>)
 SPARSEKERN_DEFINE_GRAD(portable, grad_values_nm_portable, GradValuesNM<Vec4, 8>)

@@ -19,10 +19,6 @@ OPS = {Block.kind: "block_linear", NM.kind: "nm_linear"}
 """The op of each format that has kernels."""
 
 DTYPES = (torch.float32, torch.bfloat16)
-MOST_DENSITY_OF_ROW_GRADIENTS = 0.15
-"""Up to which gradients of single weights and n:m of single rows have kernels that pay: at 0.1 they take 0.6 to 0.75
-of the time of dense ones, at 0.5 three times as much (docs/kernels.md)."""
-
 DTYPE_NAMES = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES)
 
 
@@ -90,8 +86,6 @@ class CpuBackend(Backend):
     def grad_input(
         self, grad: Tensor, granularity: Granularity, shape: tuple[int, int], tensors: Sequence[Tensor]
     ) -> Tensor:
-        if _dense_gradients_are_faster(granularity, shape, tensors):
-            return super().grad_input(grad, granularity, shape, tensors)
         if _is_nm(granularity):
             return format_grad_input("nm_linear", grad, tensors, (granularity.n, granularity.m, *shape))
         return format_grad_input("block_linear", grad, _blocks(granularity, tensors), shape)
@@ -99,24 +93,9 @@ class CpuBackend(Backend):
     def grad_values(
         self, grad: Tensor, x: Tensor, granularity: Granularity, shape: tuple[int, int], tensors: Sequence[Tensor]
     ) -> Tensor:
-        if _dense_gradients_are_faster(granularity, shape, tensors):
-            return super().grad_values(grad, x, granularity, shape, tensors)
         if _is_nm(granularity):
             return format_grad_values("nm_linear", grad, x, tensors, (granularity.n, granularity.m, *shape))
         return format_grad_values("block_linear", grad, x, _blocks(granularity, tensors), shape).view(tensors[0].shape)
-
-
-def _dense_gradients_are_faster(granularity: Granularity, shape: tuple[int, int], tensors: Sequence[Tensor]) -> bool:
-    """Whether single rows are too dense for their kernels, which then lose to unpacking the weight."""
-    if _rows(granularity) > 1:
-        return False
-    return tensors[0].numel() > MOST_DENSITY_OF_ROW_GRADIENTS * shape[0] * shape[1]
-
-
-def _rows(granularity: Granularity) -> int:
-    format_ = _format(granularity)
-    assert format_ is not None
-    return format_.rows
 
 
 def _is_nm(granularity: Granularity) -> TypeGuard[NM]:

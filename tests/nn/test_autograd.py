@@ -20,11 +20,9 @@ each_granularity = pytest.mark.parametrize("granularity", GRANULARITIES, ids=lam
 each_activation = pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
 
 
-def pair(
-    granularity: Granularity, activation: str | None, sparsity: float | None = 0.5, inputs: int = 24
-) -> tuple[sk.SparseLinear, nn.Module]:
+def pair(granularity: Granularity, activation: str | None) -> tuple[sk.SparseLinear, nn.Module]:
     """A sparse layer whose values want gradients, and the dense layer with the same outputs."""
-    packed = sk.SparseLinear.from_dense(nn.Linear(inputs, 40), granularity, sparsity).packed
+    packed = sk.SparseLinear.from_dense(nn.Linear(24, 40), granularity, 0.5).packed
     layer = sk.SparseLinear(packed, nn.Parameter(torch.randn(40)), activation)
     layer.values.requires_grad_()
     return layer, copy.deepcopy(layer).to_dense()
@@ -150,19 +148,15 @@ def test_a_frozen_layer_has_no_gradient_of_its_values() -> None:
 
 @pytest.mark.needs_native
 @pytest.mark.parametrize(
-    ("granularity", "sparsity"),
-    [
-        (sk.Block(16, 16), 0.5), (sk.Block(3, 2), 0.5), (sk.NM(1, 8), None), (sk.NM(2, 4, 8), None),
-        (sk.Unstructured(), 0.9),
-    ],
-    ids=lambda g: getattr(g, "label", ""),
+    "granularity", [sk.Block(16, 16), sk.Block(3, 2), sk.NM(2, 4), sk.NM(2, 4, 8), sk.Unstructured()],
+    ids=lambda g: g.label,
 )  # fmt: skip
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_no_dense_weight_is_made_for_a_gradient(
-    granularity: Granularity, sparsity: float | None, compiled: bool, monkeypatch: pytest.MonkeyPatch
+    granularity: Granularity, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer, dense = pair(granularity, "gelu", sparsity, inputs=64)
-    x = torch.randn(5, 64, requires_grad=True)
+    layer, dense = pair(granularity, "gelu")
+    x = torch.randn(5, 24, requires_grad=True)
     expected = torch.autograd.grad(dense(x).square().sum(), x)
 
     def unpacked(*_: object) -> None:
@@ -173,19 +167,6 @@ def test_no_dense_weight_is_made_for_a_gradient(
     run = torch.compile(layer, backend="aot_eager", fullgraph=True) if compiled else layer
     got = torch.autograd.grad(run(x).square().sum(), (x, layer.values))
     torch.testing.assert_close(got[0], expected[0])
-
-
-@pytest.mark.needs_native
-@pytest.mark.parametrize("granularity", [sk.NM(2, 4), sk.Unstructured(), sk.Block(1, 4)], ids=lambda g: g.label)
-def test_single_rows_are_unpacked_for_their_gradients_where_that_is_faster(
-    granularity: Granularity, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    layer, _ = pair(granularity, None)
-    unpacked = []
-    monkeypatch.setattr(type(granularity), "unpack", lambda self, *_: unpacked.append(self) or torch.zeros(40, 24))
-    x = torch.randn(5, 24, requires_grad=True)
-    layer(x).sum().backward()
-    assert unpacked == [granularity]
 
 
 @pytest.mark.parametrize("granularity", [sk.Block(16, 1), sk.Unstructured()], ids=lambda g: g.label)
