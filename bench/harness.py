@@ -5,10 +5,11 @@ Correctness is checked by the caller before anything is timed; ``sparsekern.plan
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,68 @@ import torch
 import sparsekern as sk
 from sparsekern._native import native
 from sparsekern.cli import doctor
+from sparsekern.plan import Sample, interleave
+
+TRIAL_ROUNDS = 10
+
+
+def command_line(description: str | None) -> argparse.ArgumentParser:
+    """The options that every script has; see ``parsed``."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--out", type=Path, help="append JSON lines to this file")
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options; an error without the native kernels, for what would be measured then is the reference."""
+    options = parser.parse_args()
+    if native is None:
+        parser.error("the native kernels are not installed; python -m sparsekern doctor says why")
+    return options
+
+
+def against_dense(
+    ours: Callable[[], object],
+    dense: Mapping[str, Callable[[], object]],
+    trial: Mapping[str, Sample],
+    rounds: int,
+    stored: float,
+) -> dict[str, Any]:
+    """Ours and the fastest dense variant of a trial, interleaved.
+
+    Args:
+        ours: a call of the layer.
+        dense: calls of the dense variants.
+        trial: their times, which decide.
+        rounds: of both.
+        stored: density of the weight.
+
+    Returns:
+        The part of a record that every comparison has; times in seconds.
+    """
+    baseline = min(trial, key=lambda name: trial[name].median)
+    times = interleave({"dense": dense[baseline], "sparse": ours}, rounds)
+    ratio = times["dense"].over(times["sparse"])
+    return {
+        "t": times["sparse"].record(),
+        "baseline": {
+            "name": baseline,
+            **times["dense"].record(),
+            "trials": {name: sample.record() for name, sample in trial.items()},
+        },
+        "ratio": ratio.record(),
+        "stored": stored,
+        "speedup": ratio.median,
+        "efficiency": ratio.median * stored,
+    }
+
+
+def against_peak(record: dict[str, Any], weights: float, tokens: int, peak: float) -> dict[str, float]:
+    """Rate of the multiply-adds of a record's stored weights, in GFLOP/s, and its share of ``peak``."""
+    gflops = 2e-9 * tokens * record["stored"] * weights / record["t"]["median"]
+    return {"gflops": gflops, "peak_gflops": peak, "share_of_peak": gflops / peak}
 
 
 @contextmanager

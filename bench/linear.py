@@ -12,15 +12,24 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from harness import environment, fma_peak, pair, threads, write
+from harness import (
+    TRIAL_ROUNDS,
+    against_dense,
+    against_peak,
+    command_line,
+    environment,
+    fma_peak,
+    pair,
+    parsed,
+    threads,
+    write,
+)
 from torch import Tensor, nn
 
 import sparsekern as sk
-from sparsekern._native import native
 from sparsekern.layouts import parse
 from sparsekern.plan import Request, interleave, select
 
@@ -32,7 +41,6 @@ GRANULARITIES = (
 )  # fmt: skip
 DENSITIES = (0.5, 0.25, 0.1)
 TOKENS = (1, 128, 512)
-TRIAL_ROUNDS = 10
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MOST_ERROR = {torch.float32: 1e-5, torch.bfloat16: 2.0**-8}
 """Largest error of an output allowed, relative to the largest output: that of summing, or of one rounding."""
@@ -76,18 +84,13 @@ def shape_cases(
     x = torch.randn(tokens, in_features).to(options.dtype)
     variants = dense_variants(linear, x, options.compiled)
     trial = interleave(variants, TRIAL_ROUNDS)
-    baseline = min(trial, key=lambda name: trial[name].median)
     for granularity in options.granularities:
         implied = granularity.implied_sparsity
         for density in options.densities if implied is None else (1 - implied,):
             layer = sk.SparseLinear.from_dense(linear, granularity, sparsity=1 - density)
             error = check(layer, x)
             peak = fma_peak(count, 0.05)
-            times = interleave({"dense": variants[baseline], "sparse": partial(layer, x)}, options.rounds)
-            dense, sparse = times["dense"], times["sparse"]
-            ratio = dense.over(sparse)
-            stored = layer.packed.density
-            gflops = 2 * tokens * stored * in_features * out_features / sparse.median * 1e-9
+            record = against_dense(partial(layer, x), variants, trial, options.rounds, layer.packed.density)
             request = Request(layer.granularity, (out_features, in_features), options.dtype, "cpu")
             yield {
                 "suite": "linear",
@@ -101,20 +104,9 @@ def shape_cases(
                     "density": density,
                     "kernel": select(request).kernel_name(request, tokens),
                 },
-                "t": sparse.record(),
-                "baseline": {
-                    "name": baseline,
-                    **dense.record(),
-                    "trials": {name: sample.record() for name, sample in trial.items()},
-                },
-                "ratio": ratio.record(),
-                "stored": stored,
-                "speedup": ratio.median,
-                "efficiency": ratio.median * stored,
-                "gflops": gflops,
-                "peak_gflops": peak,
-                "share_of_peak": gflops / peak,
-                "gbs": layer.packed.nbytes / sparse.median * 1e-9,
+                **record,
+                **against_peak(record, in_features * out_features, tokens, peak),
+                "gbs": layer.packed.nbytes / record["t"]["median"] * 1e-9,
                 "error": error,
                 "env": env,
                 "seed": options.seed,
@@ -133,8 +125,7 @@ def line(record: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser = command_line(__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
     parser.add_argument("--shapes", type=pair, nargs="+", default=SHAPES, help="INxOUT")
     parser.add_argument(
@@ -142,14 +133,10 @@ def main() -> None:
     )
     parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--eager-only", dest="compiled", action="store_false", help="skip compiled dense PyTorch")
-    parser.add_argument("--out", type=Path, help="append JSON lines to this file")
-    options = parser.parse_args()
+    options = parsed(parser)
     options.dtype = DTYPES[options.dtype]
-    if native is None:
-        parser.error("the native kernels are not installed; python -m sparsekern doctor says why")
     write(cases(options), line, options.out)
 
 

@@ -12,15 +12,13 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from harness import environment, fma_peak, pair, threads, write
+from harness import command_line, environment, fma_peak, pair, parsed, threads, write
 from torch import Tensor, nn
 
 import sparsekern as sk
-from sparsekern._native import native
 from sparsekern.demo import minilm
 from sparsekern.plan import Sample, interleave
 
@@ -130,17 +128,12 @@ def line(record: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser = command_line(__doc__)
     parser.add_argument("--batch", type=pair, default=(8, 128), help="DOCUMENTSxTOKENS")
     parser.add_argument("--blocks", type=pair, nargs="+", default=[(16, 1)], help="ROWSxCOLS")
     parser.add_argument("--densities", type=float, nargs="+", default=[0.25])
-    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--eager-only", dest="compiled", action="store_false", help="compile nothing")
-    parser.add_argument("--out", type=Path, help="append JSON lines to this file")
-    options = parser.parse_args()
-    if native is None:
-        parser.error("the native kernels are not installed; python -m sparsekern doctor says why")
+    options = parsed(parser)
     if any(minilm.missing()):
         parser.error("the demo's packages are not installed; python -m sparsekern demo says how")
     write(cases(options), line, options.out)

@@ -19,18 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import environment, fma_peak, pair, threads, write
+from harness import command_line, environment, fma_peak, pair, parsed, threads, write
 from runtimes import mkl, onnx_engines, pytorch, scipy_sparse
-from runtimes.base import Contestant, Local, Peer, Prepared, Problem
+from runtimes.base import Contestant, Library, Local, Peer, Prepared, Problem
 from runtimes.worker import CALM, Remote
 from torch import nn
 
 import sparsekern as sk
-from sparsekern._native import native
 from sparsekern.layouts import parse
 from sparsekern.plan import Request, Sample, interleave, select
 
-PEERS: tuple[Peer, ...] = (
+PEERS: tuple[Library, ...] = (
     pytorch.Eager(),
     pytorch.Compiled(),
     onnx_engines.OnnxRuntime(),
@@ -242,26 +241,21 @@ def environment_of(text: str) -> tuple[str, Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     names = [peer.name for peer in PEERS]
     parser.add_argument("--peers", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument(
         "--python", type=environment_of, action="append", default=[], metavar="NAME=PYTHON",
         help="the interpreter of the environment that a peer is installed in",
     )  # fmt: skip
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
     parser.add_argument("--shapes", type=pair, nargs="+", default=SHAPES, help="INxOUT")
     parser.add_argument(
         "--granularities", type=parse, nargs="+", default=GRANULARITIES, help="such as block(16,1) or nm(2,4,1)"
     )
     parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
-    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="append JSON lines to this file")
-    options = parser.parse_args()
-    if native is None:
-        parser.error("the native kernels are not installed; python -m sparsekern doctor says why")
+    options = parsed(parser)
     if any(os.environ.get(name) != value for name, value in CALM.items()):
         # An OpenMP runtime reads them once, when it is loaded.
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **CALM})
@@ -270,7 +264,8 @@ def main() -> None:
         write(cases(options, peers), line, options.out)
     finally:
         for peer in peers:
-            peer.close()
+            if isinstance(peer, Remote):
+                peer.close()
 
 
 if __name__ == "__main__":

@@ -9,26 +9,32 @@ activations, tails and output layout are all inside. Efficiency is speed-up x de
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from harness import environment, fma_peak, pair, threads, write
+from harness import (
+    TRIAL_ROUNDS,
+    against_dense,
+    against_peak,
+    command_line,
+    environment,
+    fma_peak,
+    pair,
+    parsed,
+    threads,
+    write,
+)
 from torch import Tensor, nn
 
 import sparsekern as sk
-from sparsekern._native import native
 from sparsekern.layouts import Granularity, parse
 from sparsekern.plan import Request, interleave, select
 
 SHAPES = ((1024, 4096), (4096, 1024))  # (in, out)
 MLP = (1024, 4096, 1024)
 GRANULARITIES = (sk.Block(16, 16), sk.Block(16, 1), sk.Block(4, 1), sk.NM(2, 4), sk.Unstructured())
-TRIAL_ROUNDS = 10
-
-Variants = Mapping[str, Callable[[], object]]
 
 
 def with_gradients(call: Callable[[], object]) -> Callable[[], object]:
@@ -47,26 +53,6 @@ def close(found: Tensor, expected: Tensor, what: str) -> float:
     if not error < 1e-5:
         raise AssertionError(f"{what}: relative error {error:.2e}")
     return error
-
-
-def timed(ours: Callable[[], object], dense: Variants, rounds: int, density: float) -> dict[str, Any]:
-    """The part of a record that every case has: times, baseline, ratio."""
-    trial = interleave(dense, TRIAL_ROUNDS)
-    baseline = min(trial, key=lambda name: trial[name].median)
-    times = interleave({"dense": dense[baseline], "sparse": ours}, rounds)
-    ratio = times["dense"].over(times["sparse"])
-    return {
-        "t": times["sparse"].record(),
-        "baseline": {
-            "name": baseline,
-            **times["dense"].record(),
-            "trials": {name: sample.record() for name, sample in trial.items()},
-        },
-        "ratio": ratio.record(),
-        "stored": density,
-        "speedup": ratio.median,
-        "efficiency": ratio.median * density,
-    }
 
 
 def gradient_cases(options: argparse.Namespace, count: int, sides: tuple[int, int]) -> Iterator[dict[str, Any]]:
@@ -98,8 +84,8 @@ def gradient_cases(options: argparse.Namespace, count: int, sides: tuple[int, in
         for of, call in ours.items():
             error = close(call(), expected[of], f"{granularity.label}, gradient of the {of}")
             peak = fma_peak(count, 0.05)
-            record = timed(call, dense[of], options.rounds, packed.density)
-            gflops = 2 * options.tokens * packed.density * weight.numel() / record["t"]["median"] * 1e-9
+            trial = interleave(dense[of], TRIAL_ROUNDS)
+            record = against_dense(call, dense[of], trial, options.rounds, packed.density)
             yield {
                 "case": {
                     "what": f"grad_{of}",
@@ -108,9 +94,7 @@ def gradient_cases(options: argparse.Namespace, count: int, sides: tuple[int, in
                     "granularity": granularity.label,
                 },
                 **record,
-                "gflops": gflops,
-                "peak_gflops": peak,
-                "share_of_peak": gflops / peak,
+                **against_peak(record, weight.numel(), options.tokens, peak),
                 "error": error,
             }
 
@@ -178,7 +162,7 @@ def step_cases(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         step = training_step(model, trained, x, target)
         yield {
             "case": {"what": "step", "mlp": list(MLP), "granularity": granularity.label},
-            **timed(step, variants, options.rounds, density),
+            **against_dense(step, variants, interleave(variants, TRIAL_ROUNDS), options.rounds, density),
             "error": error,
         }
 
@@ -218,21 +202,16 @@ def line(record: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser = command_line(__doc__)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--shapes", type=pair, nargs="+", default=SHAPES, help="INxOUT, of the single gradients")
     parser.add_argument(
         "--granularities", type=parse, nargs="+", default=GRANULARITIES, help="such as block(16,1) or nm(2,4,1)"
     )
     parser.add_argument("--density", type=float, default=0.1, help="of granularities that imply none")
-    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--eager-only", dest="compiled", action="store_false", help="skip compiled dense PyTorch")
-    parser.add_argument("--out", type=Path, help="append JSON lines to this file")
-    options = parser.parse_args()
-    if native is None:
-        parser.error("the native kernels are not installed; python -m sparsekern doctor says why")
+    options = parsed(parser)
     write(cases(options), line, options.out)
 
 

@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -110,28 +111,56 @@ class Local:
         return time.perf_counter() - start
 
 
-class Peer:
-    """A library, or one of its ways. Subclasses set the attributes and define ``prepare``.
+class Peer(ABC):
+    """What takes part in a comparison.
 
     Attributes:
         name: in results and on the command line.
         kind: "dense" if it multiplies all weights, whatever their values; else "sparse".
-        module: what is imported to see whether the library is there.
-        package: its distribution, which also tells the version.
-        install: what to give to pip, where that is not the distribution's name.
-        own_process: it brings threads or symbols that would disturb others in the same process.
-        own_environment: it cannot be installed beside the others.
         licence: what a reader of the results should know of it; empty if it allows everything.
     """
 
     name: str
     kind: str
+    licence: str = ""
+
+    @abstractmethod
+    def absent(self) -> str | None:
+        """Why it cannot be used here, with what to do; None if it can."""
+
+    @abstractmethod
+    def version(self) -> str:
+        """Of the library."""
+
+    def refusal(self, problem: Problem) -> str | None:
+        """Why it has no way to compute this problem; None if it has."""
+        return None
+
+    @abstractmethod
+    def enter(self, problem: Problem, neighbour: Problem) -> Contestant:
+        """Prepare both problems; see ``Local``.
+
+        Raises:
+            Exception: whatever the library raises; it is recorded as the case's result.
+        """
+
+
+class Library(Peer):
+    """A library, or one of its ways, in this process. Subclasses set the attributes and define ``prepare``.
+
+    Attributes:
+        module: what is imported to see whether the library is there.
+        package: its distribution, which also tells the version.
+        install: what to give to pip, where that is not the distribution's name.
+        own_process: it brings threads or symbols that would disturb others in the same process.
+        own_environment: it cannot be installed beside the others.
+    """
+
     module: ClassVar[str]
     package: ClassVar[str]
     install: ClassVar[str] = ""
     own_process: ClassVar[bool] = False
     own_environment: ClassVar[bool] = False
-    licence: ClassVar[str] = ""
 
     def load(self) -> None:
         """Import what is needed.
@@ -142,7 +171,6 @@ class Peer:
         importlib.import_module(self.module)
 
     def absent(self) -> str | None:
-        """Why the library cannot be used here, with what to do; None if it can."""
         try:
             self.load()
         except (ImportError, OSError, RuntimeError) as failure:
@@ -158,27 +186,14 @@ class Peer:
         return how
 
     def version(self) -> str:
-        """Of the distribution."""
         return importlib.metadata.version(self.package)
 
-    def refusal(self, problem: Problem) -> str | None:
-        """Why the library has no way to compute this problem; None if it has."""
-        return None
-
+    @abstractmethod
     def prepare(self, problem: Problem) -> Prepared:
-        """Do once what does not depend on the activations.
-
-        Raises:
-            Exception: whatever the library raises; it is recorded as the case's result.
-        """
-        raise NotImplementedError
+        """Do once what does not depend on the activations."""
 
     def enter(self, problem: Problem, neighbour: Problem) -> Contestant:
-        """Prepare both problems; see ``Local``."""
         return Local(self.prepare(problem), self.prepare(neighbour))
-
-    def close(self) -> None:
-        """Free what outlives a case."""
 
 
 def fastest(ways: Mapping[str, Call]) -> Prepared:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.metadata
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import Array, Call, Peer, Prepared, Problem, aligned, aligned_copy, fastest, need_square_blocks
+from .base import Array, Call, Library, Prepared, Problem, aligned, aligned_copy, fastest, need_square_blocks
 
 NON_TRANSPOSE = 10
 ROW_MAJOR, COLUMN_MAJOR = 101, 102
@@ -42,7 +43,7 @@ def library() -> ctypes.CDLL:
     raise OSError("the package mkl holds no libmkl_rt.so")
 
 
-class _Mkl(Peer):
+class _Mkl(Library):
     kind = "sparse"
     module = package = "mkl"
     own_process = True
@@ -52,9 +53,9 @@ class _Mkl(Peer):
 
         library()
 
+    @abstractmethod
     def create(self, problem: Problem, base: int, handle: ctypes.c_void_p) -> list[Any]:
         """Fill a handle, with indices from ``base``; returns the arrays that must outlive it."""
-        raise NotImplementedError
 
     def prepare(self, problem: Problem) -> Prepared:
         library().MKL_Set_Num_Threads(problem.threads)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .base import Peer, Prepared, Problem
+from .base import Library, Prepared, Problem
 
 OPSET, IR_VERSION = 13, 8  # which all of them read
 
@@ -33,7 +33,7 @@ def model_bytes(problem: Problem) -> bytes:
     return helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION).SerializeToString()
 
 
-class _Engine(Peer):
+class _Engine(Library):
     own_process = True
 
     def load(self) -> None:

@@ -6,13 +6,13 @@ import warnings
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .base import Call, Contestant, Peer, Prepared, Problem, fastest, need_square_blocks
+from .base import Call, Contestant, Library, Prepared, Problem, fastest, need_square_blocks
 
 if TYPE_CHECKING:
     import torch
 
 
-class _Torch(Peer):
+class _Torch(Library):
     module = package = "torch"
 
     def tensors(self, problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:

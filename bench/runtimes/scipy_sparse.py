@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .base import Peer, Prepared, Problem, need_square_blocks
+from .base import Library, Prepared, Problem, need_square_blocks
 
 
-class Bsr(Peer):
+class Bsr(Library):
     """``(W @ x.T).T``, the only order of a sparse weight and dense activations that SciPy computes itself."""
 
     name, kind = "scipy_bsr", "sparse"

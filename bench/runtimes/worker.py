@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .base import Array, Contestant, Peer, Problem, aligned_copy
+from .base import Array, Contestant, Library, Peer, Problem, aligned_copy
 
 FOLDER = Path(__file__).resolve().parents[1]
 CALM = {
@@ -40,10 +40,10 @@ class Remote(Peer):
         python: the interpreter of the environment where it is installed; by default this one.
     """
 
-    def __init__(self, peer: Peer, python: Path | None = None) -> None:
+    def __init__(self, peer: Library, python: Path | None = None) -> None:
         self.peer, self.python = peer, python or Path(sys.executable)
         self.name, self.kind = peer.name, peer.kind
-        self.licence = peer.licence  # type: ignore[misc]
+        self.licence = peer.licence
         self._process: subprocess.Popen[bytes] | None = None
 
     def absent(self) -> str | None:
@@ -89,6 +89,7 @@ class Remote(Peer):
         return answer
 
     def close(self) -> None:
+        """End the worker, if one runs."""
         if self._process is not None:
             self._process.communicate()  # closes its input, which ends it
             self._process = None
@@ -120,10 +121,10 @@ class _Server:
     """The worker's side of each request."""
 
     def __init__(self) -> None:
-        self.peer: Peer
+        self.peer: Library
         self.contestant: Contestant
 
-    def serve(self, peer: Peer) -> None:
+    def serve(self, peer: Library) -> None:
         self.peer = peer
 
     def absent(self) -> str | None:

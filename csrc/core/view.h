@@ -11,7 +11,8 @@ constexpr int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The packed forms that kernels read. Work is cut between threads at bands of outputs.
+// The packed forms that kernels read. Work is cut at bands of outputs, and at whole quanta of
+// inputs.
 enum class Format : int32_t { kBlock, kNM };
 
 // A bfloat16: the upper half of a float32.
@@ -36,6 +37,7 @@ struct BlockMatrix {
   int64_t bands() const { return block_rows(); }
   int64_t stored() const { return offsets[block_rows()] * rows * cols; }
   int64_t band_outputs() const { return rows; }
+  int64_t input_quantum() const { return cols; }
   int64_t stored_before(int64_t band) const { return offsets[band] * rows * cols; }
   // What the bands before this one cost, in blocks: a block row without any costs a little too.
   int64_t cost_before(int64_t band) const { return offsets[band] + band; }
@@ -63,6 +65,7 @@ struct NMMatrix {
   int64_t bands() const { return row_tiles(); }
   int64_t stored() const { return row_tiles() * group_tiles() * tile_values(); }
   int64_t band_outputs() const { return kTileRows; }
+  int64_t input_quantum() const { return tile_inputs(); }
   int64_t stored_before(int64_t band) const { return band * group_tiles() * tile_values(); }
   int64_t cost_before(int64_t band) const { return band; }
 };

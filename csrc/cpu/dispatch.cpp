@@ -1,14 +1,7 @@
 #include "cpu/dispatch.h"
 
-#include <cstring>
-
 #include "cpu/shares.h"
-
-#if defined(__x86_64__)
-#define SPARSEKERN_ON_X86(kernel) kernel
-#else
-#define SPARSEKERN_ON_X86(kernel) nullptr
-#endif
+#include "cpu/table.h"
 
 #define SPARSEKERN_KERNEL(name, format, isa, rows, multiple, min_tokens, panel)        \
   extern "C" void sparsekern_##name(const void* weight, const sparsekern::LinearCall*, \
@@ -19,9 +12,6 @@
 namespace sparsekern {
 namespace {
 
-#define SPARSEKERN_SYMBOL_kPortable(name) sparsekern_##name
-#define SPARSEKERN_SYMBOL_kAvx2(name) SPARSEKERN_ON_X86(sparsekern_##name)
-#define SPARSEKERN_SYMBOL_kAvx512(name) SPARSEKERN_ON_X86(sparsekern_##name)
 #define SPARSEKERN_KERNEL(name, format, isa, rows, multiple, min_tokens, panel) \
   {#name,    Format::format, Isa::isa, rows,                                    \
    multiple, min_tokens,     panel,    SPARSEKERN_SYMBOL_##isa(name)},
@@ -60,12 +50,7 @@ const KernelInfo* choose_kernel(Format format, int64_t block_rows, int64_t token
   return nullptr;
 }
 
-const KernelInfo* find_kernel(const char* name) {
-  for (const KernelInfo& kernel : kTable) {
-    if (std::strcmp(kernel.name, name) == 0) return &kernel;
-  }
-  return nullptr;
-}
+const KernelInfo* find_kernel(const char* name) { return find_named(kTable, name); }
 
 void run_linear(const KernelInfo& kernel, const BlockMatrix& a, const LinearCall& call,
                 int64_t tokens, int64_t threads, ParallelFor parallel_for) {

@@ -2,11 +2,7 @@
 
 #include <cstring>
 
-#if defined(__x86_64__)
-#define SPARSEKERN_ON_X86(kernel) kernel
-#else
-#define SPARSEKERN_ON_X86(kernel) nullptr
-#endif
+#include "cpu/table.h"
 
 #define SPARSEKERN_GRAD_KERNEL(name, op, format, isa, rows, multiple, panel)         \
   extern "C" void sparsekern_##name(const void* weight, const sparsekern::GradCall*, \
@@ -17,9 +13,6 @@
 namespace sparsekern {
 namespace {
 
-#define SPARSEKERN_SYMBOL_kPortable(name) sparsekern_##name
-#define SPARSEKERN_SYMBOL_kAvx2(name) SPARSEKERN_ON_X86(sparsekern_##name)
-#define SPARSEKERN_SYMBOL_kAvx512(name) SPARSEKERN_ON_X86(sparsekern_##name)
 #define SPARSEKERN_GRAD_KERNEL(name, op, format, isa, rows, multiple, panel) \
   {#name, GradOp::op, Format::format, Isa::isa,                              \
    rows,  multiple,   panel,          SPARSEKERN_SYMBOL_##isa(name)},
@@ -29,9 +22,6 @@ constexpr GradKernelInfo kTable[] = {
 #undef SPARSEKERN_GRAD_KERNEL
 constexpr int kTableSize = sizeof(kTable) / sizeof(kTable[0]);
 
-int64_t input_quantum(const BlockMatrix& a) { return a.cols; }
-int64_t input_quantum(const NMMatrix& a) { return a.tile_inputs(); }
-
 // Floats of a share: cursors, then a panel's rows of inputs and of outputs (grad_input.inl.h,
 // grad_values.inl.h).
 template <class Matrix>
@@ -39,7 +29,7 @@ int64_t scratch_floats(const GradKernelInfo& kernel, const Matrix& a) {
   const int64_t height = a.band_outputs();
   int64_t inputs = a.padded_in_features(), outputs = a.bands() * height;
   if (kernel.op == GradOp::kValues) {
-    inputs = min64(inputs, max64(kGradTileInputs, input_quantum(a)));
+    inputs = min64(inputs, max64(kGradTileInputs, a.input_quantum()));
     outputs = min64(outputs, max64(kMostGradOutputs, height));
   }
   return ceil_div(a.bands(), 16) * 16 +
@@ -84,7 +74,7 @@ struct Task {
       share.band_begin = band_boundary(a, part, parts);
       if (part + 1 < parts) share.band_end = band_boundary(a, part + 1, parts);
     } else {
-      const int64_t quantum = input_quantum(a), quanta = a.padded_in_features() / quantum;
+      const int64_t quantum = a.input_quantum(), quanta = a.padded_in_features() / quantum;
       share.input_begin = quanta * part / parts * quantum;
       share.input_end = quanta * (part + 1) / parts * quantum;
     }
@@ -136,12 +126,7 @@ const GradKernelInfo* choose_grad_kernel(GradOp op, Format format, int64_t block
   return nullptr;
 }
 
-const GradKernelInfo* find_grad_kernel(const char* name) {
-  for (const GradKernelInfo& kernel : kTable) {
-    if (std::strcmp(kernel.name, name) == 0) return &kernel;
-  }
-  return nullptr;
-}
+const GradKernelInfo* find_grad_kernel(const char* name) { return find_named(kTable, name); }
 
 void run_grad(const GradKernelInfo& kernel, const BlockMatrix& a, const GradCall& call,
               int64_t tokens, int64_t threads, ParallelFor parallel_for) {

@@ -94,11 +94,6 @@ static inline GradSpan grad_span(const NMMatrix&, int64_t, const GradTile&, int3
   return {0, 0};
 }
 
-static inline int64_t band_outputs(const BlockMatrix& a) { return a.rows; }
-static inline int64_t band_outputs(const NMMatrix&) { return NMMatrix::kTileRows; }
-static inline int64_t input_quantum(const BlockMatrix& a) { return a.cols; }
-static inline int64_t input_quantum(const NMMatrix& a) { return a.tile_inputs(); }
-
 // kMostRows: outputs taken together, a power of two. kStride: floats between rows of grad.
 template <class V, int kMostRows, int MV, int64_t kStride>
 struct ScatterBlocks {
@@ -226,7 +221,7 @@ struct GradInputFamily {
   template <class Of, class Matrix>
   static void run_group(const Matrix& a, const GradCall& call, const Panels& group,
                         int32_t* cursors, float* scratch) {
-    const int64_t quantum = input_quantum(a), height = band_outputs(a);
+    const int64_t quantum = a.input_quantum(), height = a.band_outputs();
     const int64_t quanta = ceil_div(a.in_features, quantum);
     const int64_t tiles =
         ceil_div(quanta, max64(1, kTileBytes / (quantum * kPanel * (int64_t)sizeof(float))));

@@ -1,8 +1,7 @@
 // The gradient of the stored values: grad^T * x at the kept places only. Included inside an ISA
 // region, once for each ISA namespace.
 //
-//   acc[r][c] += grad[r][t] * x[c][t]                   R outputs x C inputs, a vector of tokens
-//   each
+//   acc[r][c] += grad[r][t] * x[c][t]        R outputs x C inputs, a vector of tokens each
 //
 // For each vector of tokens: R + C loads for R * C multiply-adds; at the end the lanes are summed
 // up. Both operands are transposed first, a chunk of kGradTokens at a time. The C inputs are
@@ -246,7 +245,7 @@ struct GradValuesFamily {
   static constexpr int64_t kStride = kGradTokens;
 
   static void run_share(const Matrix& a, const GradCall& call, const GradShare& share) {
-    const int64_t quantum = input_quantum(a), height = band_outputs(a);
+    const int64_t quantum = a.input_quantum(), height = a.band_outputs();
     const int64_t tokens = share.token_end - share.token_begin;
     const int64_t quanta = (share.input_end - share.input_begin) / quantum;
     const int64_t tiles = ceil_div(quanta, max64(1, kGradTileInputs / quantum));

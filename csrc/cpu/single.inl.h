@@ -69,7 +69,6 @@ struct BlockWeights {
   using Sums = SingleSums<V, MV, kCopies>;
 
   static constexpr int64_t kOutputsAhead = 2;
-  static int64_t input_quantum(const BlockMatrix& a) { return a.cols; }
   static int64_t outputs_before(const BlockMatrix& a, int64_t band) {
     return min64(band * a.rows, a.out_features);
   }
@@ -162,7 +161,6 @@ struct NMWeights {
   using Matrix = NMMatrix;
   using Sums = SingleSums<V, MV, kCopies>;
 
-  static int64_t input_quantum(const NMMatrix& a) { return a.tile_inputs(); }
   static int64_t outputs_before(const NMMatrix& a, int64_t band) {
     return min64(band * NMMatrix::kTileRows, a.out_features);
   }
@@ -263,7 +261,7 @@ struct SingleFamily {
     constexpr int64_t kWidth = Weights::Sums::kWidth;
     constexpr int64_t kChunk = kMostCells / kWidth / kLine * kLine;  // outputs; whole lines of y
     static_assert(kChunk > 0 && kMostCells / kWidth <= kMostCursors, "a chunk");
-    const int64_t quantum = Weights::input_quantum(a);
+    const int64_t quantum = a.input_quantum();
     // Several copies of a sum end with the tile, and the order of a sum must not depend on the
     // panel: tokens that are shared between threads fill one, and how far they fill others varies.
     const bool one_panel = share.token_end - share.token_begin < kPanel;
@@ -309,7 +307,7 @@ struct SingleFamily {
     int32_t* cursors = reinterpret_cast<int32_t*>(cells + kMostCells);
     float* panel = cells + kMostCells + kMostCursors;
     const int64_t total = share.token_end - share.token_begin;
-    const int64_t quantum = With<1>::type::input_quantum(a);
+    const int64_t quantum = a.input_quantum();
     // Where the least K-tile of a full panel is more than L1 holds, panels are narrower.
     const int64_t fitting = kTileBytes / (4 * quantum) / kLanes * kLanes;
     const int64_t panels = ceil_div(total, max64(kLanes, min64(kPanel, fitting)));

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 import numpy as np
-from runtimes.base import Peer, Prepared, Problem
+from runtimes.base import Library, Prepared, Problem
 
 
-class Right(Peer):
+class Right(Library):
     name, kind = "right", "sparse"
     module = package = "numpy"
 

@@ -113,10 +113,8 @@ def test_several_tiles_and_chunks(kernel: KernelRecord) -> None:
             check(kernel, weight, *operands(weight, 270 if shape[0] < 4000 else 20), f"{granularity.label}, {shape}")
 
 
-@every_kernel
+@pytest.mark.parametrize("kernel", [k for k in KERNELS if k.granularity == "block"], ids=lambda k: k.name)
 def test_empty_and_full(kernel: KernelRecord) -> None:
-    if kernel.granularity == "nm":
-        pytest.skip("n:m is never empty")
     block = granularities(kernel)[1]
     for density in (0.0, 1.0):
         weight = Weight.random(block, (50, 41), density)
