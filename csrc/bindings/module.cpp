@@ -31,6 +31,10 @@ void set_isa(const std::string& name) {
   throw py::value_error("instruction set '" + name + "' is not supported by this CPU");
 }
 
+const char* numbers_name(Numbers numbers) {
+  return numbers == Numbers::kFloat32 ? "float32" : "bfloat16";
+}
+
 const char* format_name(Format format) { return format == Format::kBlock ? "block" : "nm"; }
 
 py::list kernels() {
@@ -45,6 +49,7 @@ py::list kernels() {
     record["rows"] = kernel.rows;
     record["multiple"] = kernel.multiple;
     record["isa"] = isa_name(kernel.isa);
+    record["numbers"] = numbers_name(kernel.numbers);
     record["min_tokens"] = kernel.min_tokens;
     record["runs_here"] = kernel.run != nullptr && isa_supported(kernel.isa);
     records.append(record);
@@ -73,13 +78,17 @@ py::list grad_kernels() {
   return records;
 }
 
-std::string choose(const std::string& format, int64_t block_rows, int64_t tokens) {
+std::string choose(const std::string& format, int64_t block_rows, int64_t tokens,
+                   const std::string& values) {
   for (const Format known : {Format::kBlock, Format::kNM}) {
-    if (format != format_name(known)) continue;
-    const KernelInfo* kernel = choose_kernel(known, block_rows, tokens);
-    return kernel == nullptr ? "" : kernel->name;
+    for (const Numbers numbers : {Numbers::kFloat32, Numbers::kBFloat16}) {
+      if (format != format_name(known) || values != numbers_name(numbers)) continue;
+      const KernelInfo* kernel = choose_kernel(known, numbers, block_rows, tokens);
+      return kernel == nullptr ? "" : kernel->name;
+    }
   }
-  throw py::value_error("unknown format '" + format + "'");
+  throw py::value_error("expected a format of block or nm and values of float32 or bfloat16, got '" +
+                        format + "' and '" + values + "'");
 }
 
 }  // namespace
@@ -94,6 +103,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("kernels", &kernels, "The CPU kernel table.");
   m.def("grad_kernels", &grad_kernels, "The CPU kernel table of the gradients.");
   m.def("choose", &choose, py::arg("format"), py::arg("rows"), py::arg("tokens"),
+        py::arg("values") = "float32",
         "Name of the kernel that serves a format with so many rows together; empty if none does.");
   m.def("fma_peak_gflops", &fma_peak_gflops, py::arg("seconds"),
         py::call_guard<py::gil_scoped_release>(),

@@ -20,9 +20,15 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// What a kernel multiplies. Those of float32 serve bfloat16 too, whose numbers are widened for them.
+enum class Numbers : int32_t { kFloat32, kBFloat16 };
+
 // A weight [out_features, in_features] in blocks of rows x cols (sparsekern/layouts/block.py).
-struct BlockMatrix {
-  const float* values;      // [blocks][cols][rows]
+template <class T>
+struct BlockMatrixOf {
+  using Value = T;
+
+  const T* values;          // [blocks][cols][rows]
   const uint16_t* columns;  // [blocks], block column, ascending within a block row
   const int32_t* offsets;   // [block_rows() + 1], first block of each block row
   int64_t out_features;
@@ -42,14 +48,17 @@ struct BlockMatrix {
   // What the bands before this one cost, in blocks: a block row without any costs a little too.
   int64_t cost_before(int64_t band) const { return offsets[band] + band; }
 };
+using BlockMatrix = BlockMatrixOf<float>;
 
 // A weight [out_features, in_features] of which each row keeps n of every m inputs, in the order of
 // tensor-core fragments (sparsekern/layouts/fragments.py): in a tile of 16 rows and 8 groups, row
 // g + 8 pair and group q + 4 half.
-struct NMMatrix {
+template <class T>
+struct NMMatrixOf {
+  using Value = T;
   static constexpr int64_t kTileRows = 16, kTileGroups = 8;
 
-  const float* values;       // [row tiles][group tiles][g][q][half][pair][n]
+  const T* values;           // [row tiles][group tiles][g][q][half][pair][n]
   const uint8_t* positions;  // [row tiles][group tiles][g][half][pair][q][n] in position_bits()
   int64_t out_features;
   int64_t in_features;
@@ -69,6 +78,7 @@ struct NMMatrix {
   int64_t stored_before(int64_t band) const { return band * group_tiles() * tile_values(); }
   int64_t cost_before(int64_t band) const { return band; }
 };
+using NMMatrix = NMMatrixOf<float>;
 
 enum class Activation : int32_t { kNone, kRelu, kGelu, kSilu };
 
@@ -90,6 +100,18 @@ constexpr int64_t kMostChunkRows = 4096;
 constexpr int64_t kMostCells = 32 * 1024;
 constexpr int64_t kMostCursors = kMostCells / 4;  // of as many outputs, for vectors of 4 tokens
 
+// Tokens that kernels of bfloat16 pack at a time; the weights that they pair anew for each of these
+// batches, 192 KiB at a time or those of a cache line of outputs; and the strips of them.
+constexpr int64_t kPairsTokens = 256;
+constexpr int64_t kMostStrips = 1024;
+constexpr int64_t pairs_in_chunk(int64_t padded_inputs) {
+  return max64(48 * 1024, 32 * ceil_div(padded_inputs, 2));
+}
+// The numbers of their inputs: two for at least four outputs, and one beyond.
+constexpr int64_t inputs_in_chunk(int64_t padded_inputs) {
+  return pairs_in_chunk(padded_inputs) / 2 + 16;
+}
+
 // One thread's share of a call, and the memory it may use: for spans, and for packed activations.
 struct Share {
   int64_t token_begin, token_end;
@@ -98,7 +120,8 @@ struct Share {
   int64_t scratch_floats;
 };
 
-// The weight is a BlockMatrix or an NMMatrix, as the kernel's format says.
-using LinearKernel = void (*)(const void* weight, const LinearCall*, const Share*);
+// The weight is a BlockMatrixOf or an NMMatrixOf, as the kernel's format says, and the call a CallOf,
+// of the kernel's numbers.
+using LinearKernel = void (*)(const void* weight, const void* call, const Share*);
 
 }  // namespace sparsekern

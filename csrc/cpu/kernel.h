@@ -7,10 +7,10 @@
 
 namespace sparsekern {
 
-// The panels that the table promises, and for which scratch is reserved.
+// What the table promises: panels, for which scratch is reserved, and numbers.
 enum KernelPanel : int64_t {
-#define SPARSEKERN_KERNEL(name, format, isa, rows, multiple, min_tokens, panel) \
-  kPanel_##name = panel,
+#define SPARSEKERN_KERNEL(name, format, numbers, isa, rows, multiple, min_tokens, panel) \
+  kPanel_##name = panel, kBFloat16_##name = Numbers::numbers == Numbers::kBFloat16,
 #include "cpu/kernels.inc"
 #undef SPARSEKERN_KERNEL
 };
@@ -18,11 +18,14 @@ enum KernelPanel : int64_t {
 }  // namespace sparsekern
 
 // Defines the kernel `name` of the table in the namespace of an instruction set, by its family.
-#define SPARSEKERN_DEFINE(isa, name, ...)                                                   \
-  extern "C" void sparsekern_##name(const void* weight, const sparsekern::LinearCall* call, \
-                                    const sparsekern::Share* share) {                       \
-    using namespace sparsekern::isa;                                                        \
-    using Family = __VA_ARGS__;                                                             \
-    static_assert(Family::kPanel == int64_t(sparsekern::kPanel_##name), "kernels.inc");     \
-    Family::run_share(*static_cast<const Family::Matrix*>(weight), *call, *share);          \
+#define SPARSEKERN_DEFINE(isa, name, ...)                                                     \
+  extern "C" void sparsekern_##name(const void* weight, const void* call,                     \
+                                    const sparsekern::Share* share) {                         \
+    using namespace sparsekern::isa;                                                          \
+    using Family = __VA_ARGS__;                                                               \
+    using Matrix = Family::Matrix;                                                            \
+    static_assert(Family::kPanel == int64_t(sparsekern::kPanel_##name), "kernels.inc");       \
+    static_assert((sizeof(Matrix::Value) == 2) == bool(sparsekern::kBFloat16_##name), "kernels.inc"); \
+    Family::run_share(*static_cast<const Matrix*>(weight),                                    \
+                      *static_cast<const sparsekern::CallOf<Matrix::Value>*>(call), *share);  \
   }

@@ -75,7 +75,7 @@ double fma_peak_gflops(double seconds) {
   if (isa_limit() == Isa::kAvx2) {
     chains = chains_avx2;
     flops_a_round = kChains * 8 * 2;
-  } else if (isa_limit() == Isa::kAvx512) {
+  } else if (isa_limit() >= Isa::kAvx512) {
     chains = chains_avx512;
     flops_a_round = kChains * 16 * 2;
   }
