@@ -87,8 +87,9 @@ std::string choose(const std::string& format, int64_t block_rows, int64_t tokens
       return kernel == nullptr ? "" : kernel->name;
     }
   }
-  throw py::value_error("expected a format of block or nm and values of float32 or bfloat16, got '" +
-                        format + "' and '" + values + "'");
+  throw py::value_error(
+      "expected a format of block or nm and values of float32 or bfloat16, got '" + format +
+      "' and '" + values + "'");
 }
 
 }  // namespace

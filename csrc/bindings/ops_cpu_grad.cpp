@@ -77,7 +77,8 @@ Tensor block_grad_input(const Tensor& grad, const Tensor& values, const Tensor& 
                         const Tensor& offsets, int64_t out_features, int64_t in_features,
                         std::string kernel_name) {
   constexpr const char* kOp = "sparsekern::block_linear_grad_input";
-  const BlockMatrix a = view_blocks<float>(values, columns, offsets, out_features, in_features, kOp);
+  const BlockMatrix a =
+      view_blocks<float>(values, columns, offsets, out_features, in_features, kOp);
   return grad_input(kOp, grad, values, Format::kBlock, a.rows, a, kernel_name);
 }
 
@@ -85,7 +86,8 @@ Tensor block_grad_values(const Tensor& grad, const Tensor& x, const Tensor& valu
                          const Tensor& columns, const Tensor& offsets, int64_t out_features,
                          int64_t in_features, std::string kernel_name) {
   constexpr const char* kOp = "sparsekern::block_linear_grad_values";
-  const BlockMatrix a = view_blocks<float>(values, columns, offsets, out_features, in_features, kOp);
+  const BlockMatrix a =
+      view_blocks<float>(values, columns, offsets, out_features, in_features, kOp);
   return grad_values(kOp, grad, x, values, Format::kBlock, a.rows, a, kernel_name);
 }
 

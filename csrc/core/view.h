@@ -20,7 +20,8 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// What a kernel multiplies. Those of float32 serve bfloat16 too, whose numbers are widened for them.
+// What a kernel multiplies. Those of float32 serve bfloat16 too, whose numbers are widened for
+// them.
 enum class Numbers : int32_t { kFloat32, kBFloat16 };
 
 // A weight [out_features, in_features] in blocks of rows x cols (sparsekern/layouts/block.py).
@@ -107,10 +108,7 @@ constexpr int64_t kMostStrips = 1024;
 constexpr int64_t pairs_in_chunk(int64_t padded_inputs) {
   return max64(48 * 1024, 32 * ceil_div(padded_inputs, 2));
 }
-// The numbers of their inputs: two for at least four outputs, and one beyond.
-constexpr int64_t inputs_in_chunk(int64_t padded_inputs) {
-  return pairs_in_chunk(padded_inputs) / 2 + 16;
-}
+constexpr int64_t kPairsSlack = 16;  // room for a vector beyond
 
 // One thread's share of a call, and the memory it may use: for spans, and for packed activations.
 struct Share {
@@ -120,8 +118,8 @@ struct Share {
   int64_t scratch_floats;
 };
 
-// The weight is a BlockMatrixOf or an NMMatrixOf, as the kernel's format says, and the call a CallOf,
-// of the kernel's numbers.
+// The weight is a BlockMatrixOf or an NMMatrixOf, as the kernel's format says, and the call a
+// CallOf, of the kernel's numbers.
 using LinearKernel = void (*)(const void* weight, const void* call, const Share*);
 
 }  // namespace sparsekern

@@ -24,13 +24,18 @@ namespace {
 #include "cpu/epilogue.inl.h"
 #include "cpu/driver.inl.h"
 #include "cpu/lines.inl.h"
+#include "cpu/pairs_panel.inl.h"
+#include "cpu/pairs_chunk.inl.h"
 #include "cpu/pairs.inl.h"
+#include "cpu/pairs_single.inl.h"
 // clang-format on
 }  // namespace
 }  // namespace sparsekern::avx512_bf16
 
 SPARSEKERN_DEFINE(avx512_bf16, pairs_r8_avx512_bf16, PairsFamily<Pairs16, 8, 2>)
 SPARSEKERN_DEFINE(avx512_bf16, pairs_r4_avx512_bf16, PairsFamily<Pairs16, 4, 4>)
+SPARSEKERN_DEFINE(avx512_bf16, pairs_r1_avx512_bf16, PairsOfBlocks<Pairs16, 4>)
+SPARSEKERN_DEFINE(avx512_bf16, pairs_nm_avx512_bf16, PairsOfNM<Pairs16, 4>)
 
 SPARSEKERN_REGION_END
 #endif

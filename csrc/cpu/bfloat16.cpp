@@ -69,8 +69,8 @@ BlockMatrix part_of(const BlockMatrixOf<BFloat16>& a, int64_t begin, int64_t end
   for (int64_t row = begin; row <= end; ++row) {
     offsets[row - begin] = a.offsets[row] - a.offsets[begin];
   }
-  return {values, a.columns + a.offsets[begin], offsets, outputs,
-          a.in_features, a.rows, a.cols, a.density};
+  return {values,   a.columns + a.offsets[begin], offsets, outputs, a.in_features, a.rows, a.cols,
+          a.density};
 }
 
 NMMatrix part_of(const NMMatrixOf<BFloat16>& a, int64_t begin, int64_t, int64_t outputs,

@@ -6,9 +6,8 @@
 #include "cpu/shares.h"
 #include "cpu/table.h"
 
-#define SPARSEKERN_KERNEL(name, format, numbers, isa, rows, multiple, min_tokens, panel)        \
-  extern "C" void sparsekern_##name(const void* weight, const void* call, \
-                                    const sparsekern::Share*);
+#define SPARSEKERN_KERNEL(name, format, numbers, isa, rows, multiple, min_tokens, panel) \
+  extern "C" void sparsekern_##name(const void* weight, const void* call, const sparsekern::Share*);
 #include "cpu/kernels.inc"
 #undef SPARSEKERN_KERNEL
 
@@ -16,8 +15,9 @@ namespace sparsekern {
 namespace {
 
 #define SPARSEKERN_KERNEL(name, format, numbers, isa, rows, multiple, min_tokens, panel) \
-  {#name,    Format::format, Numbers::numbers, Isa::isa, rows, \
-   multiple, min_tokens,     panel,    SPARSEKERN_SYMBOL_##isa(name)},
+  {#name,      Format::format, Numbers::numbers,                                         \
+   Isa::isa,   rows,           multiple,                                                 \
+   min_tokens, panel,          SPARSEKERN_SYMBOL_##isa(name)},
 constexpr KernelInfo kTable[] = {
 #include "cpu/kernels.inc"
 };
@@ -62,7 +62,7 @@ void run_linear(const KernelInfo& kernel, const Matrix& a,
   });
 }
 
-#define SPARSEKERN_INSTANTIATE(Matrix)                                                   \
+#define SPARSEKERN_INSTANTIATE(Matrix)                                                     \
   template void run_linear(const KernelInfo&, const Matrix&, const CallOf<Matrix::Value>&, \
                            int64_t, int64_t, ParallelFor);
 SPARSEKERN_INSTANTIATE(BlockMatrixOf<float>)

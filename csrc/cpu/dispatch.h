@@ -20,8 +20,7 @@ struct KernelInfo {
 
   bool takes(Format of, Numbers values, int64_t block_rows) const {
     const bool has_numbers = numbers == Numbers::kFloat32 || numbers == values;
-    return of == format && has_numbers &&
-           (multiple ? block_rows % rows == 0 : block_rows == rows);
+    return of == format && has_numbers && (multiple ? block_rows % rows == 0 : block_rows == rows);
   }
 };
 
@@ -35,8 +34,8 @@ const KernelInfo* choose_kernel(Format format, Numbers values, int64_t block_row
 // The kernel of that name; null if there is none.
 const KernelInfo* find_kernel(const char* name);
 
-// y = activation(x W^T + bias) for `tokens` rows of x, on at most `threads` threads. The kernel takes
-// the matrix, which is one of those of core/view.h.
+// y = activation(x W^T + bias) for `tokens` rows of x, on at most `threads` threads. The kernel
+// takes the matrix, which is one of those of core/view.h.
 template <class Matrix>
 void run_linear(const KernelInfo& kernel, const Matrix& a,
                 const CallOf<typename Matrix::Value>& call, int64_t tokens, int64_t threads,

@@ -18,14 +18,15 @@ enum KernelPanel : int64_t {
 }  // namespace sparsekern
 
 // Defines the kernel `name` of the table in the namespace of an instruction set, by its family.
-#define SPARSEKERN_DEFINE(isa, name, ...)                                                     \
-  extern "C" void sparsekern_##name(const void* weight, const void* call,                     \
-                                    const sparsekern::Share* share) {                         \
-    using namespace sparsekern::isa;                                                          \
-    using Family = __VA_ARGS__;                                                               \
-    using Matrix = Family::Matrix;                                                            \
-    static_assert(Family::kPanel == int64_t(sparsekern::kPanel_##name), "kernels.inc");       \
-    static_assert((sizeof(Matrix::Value) == 2) == bool(sparsekern::kBFloat16_##name), "kernels.inc"); \
-    Family::run_share(*static_cast<const Matrix*>(weight),                                    \
-                      *static_cast<const sparsekern::CallOf<Matrix::Value>*>(call), *share);  \
+#define SPARSEKERN_DEFINE(isa, name, ...)                                                    \
+  extern "C" void sparsekern_##name(const void* weight, const void* call,                    \
+                                    const sparsekern::Share* share) {                        \
+    using namespace sparsekern::isa;                                                         \
+    using Family = __VA_ARGS__;                                                              \
+    using Matrix = Family::Matrix;                                                           \
+    static_assert(Family::kPanel == int64_t(sparsekern::kPanel_##name), "kernels.inc");      \
+    static_assert((sizeof(Matrix::Value) == 2) == bool(sparsekern::kBFloat16_##name),        \
+                  "kernels.inc");                                                            \
+    Family::run_share(*static_cast<const Matrix*>(weight),                                   \
+                      *static_cast<const sparsekern::CallOf<Matrix::Value>*>(call), *share); \
   }

@@ -41,8 +41,7 @@ struct TokensStrip {
   template <bool kSingleColumns>
   static SPARSEKERN_INLINE void add(const BlockMatrix& a, int64_t begin, int64_t end,
                                     int64_t foreseen, int64_t ahead, int64_t offset,
-                                    const float* panel, LinesAhead<float>& lines,
-                                    float* cells) {
+                                    const float* panel, LinesAhead<float>& lines, float* cells) {
     Reg acc[R][MV];
     SPARSEKERN_UNROLL
     for (int r = 0; r < R; ++r) {

@@ -37,11 +37,13 @@ class Kernel:
         return [r for r in (16, 32, 48, 64, 96) if r % self.rows == 0][:4] if self.multiple else [self.rows]
 
 
-def kernels() -> list[Kernel]:
-    return [Kernel(r.name, r.rows, r.multiple) for r in sk.kernels() if r.op == "block_linear" and r.runs_here]
+def kernels(dtype: str) -> list[Kernel]:
+    """Those for weights of the dtype that run here."""
+    records = [r for r in sk.kernels() if r.op == "block_linear" and r.runs_here]
+    return [Kernel(r.name, r.rows, r.multiple) for r in records if dtype in r.dtypes]
 
 
-KERNELS = kernels()
+KERNELS = kernels("float32")
 every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
 every_block = pytest.mark.parametrize(
     ("kernel", "rows"), [pytest.param(k, r, id=f"{k.name}-{r}") for k in KERNELS for r in k.block_rows]
