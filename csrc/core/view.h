@@ -110,6 +110,9 @@ constexpr int64_t pairs_in_chunk(int64_t padded_inputs) {
 }
 constexpr int64_t kPairsSlack = 16;  // room for a vector beyond
 
+// bfloat16 that the pairs of a K-tile take, at most.
+constexpr int64_t kMostExpanded = 16 * 11 * 128;
+
 // One thread's share of a call, and the memory it may use: for spans, and for packed activations.
 struct Share {
   int64_t token_begin, token_end;

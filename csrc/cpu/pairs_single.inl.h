@@ -1,5 +1,5 @@
-// Kernels of bfloat16 for single rows: each output has its own inputs. Vectors of tokens, one output
-// at a time. Included inside an ISA region.
+// Kernels of bfloat16 for single rows: each output has its own inputs. Vectors of tokens, one
+// output at a time. Included inside an ISA region.
 //
 //   acc[m] += splat(weights for k and l) . (x[k][m], x[l][m])
 //
@@ -51,13 +51,23 @@ struct PairSums {
 struct PairsTile {
   const BFloat16* panel;  // of input 0
   int64_t input_begin, input_end;
+  BFloat16* expanded;  // room for kMostExpanded
 };
+
+// Inputs of a K-tile whose panel stays in L1. Sums end with a tile, so that its size is that of a
+// full panel, whatever this one is.
+template <class V>
+static int64_t tile_depth(int64_t panel, int64_t quantum) {
+  constexpr int64_t kTileBytes = 24 * 1024;
+  return max64(1, kTileBytes / (2 * PairsPanel<V, false>::width(panel) * quantum)) * quantum;
+}
 
 // Blocks of one row.
 template <class V, int MV>
 struct PairedRows {
   using Matrix = BlockMatrixOf<BFloat16>;
   using Sums = PairSums<V, MV>;
+  static int64_t depth(const Matrix& a, int64_t panel) { return tile_depth<V>(panel, a.cols); }
   static constexpr int64_t kOutputsAhead = 2;
 
   static int64_t outputs_before(const Matrix& a, int64_t band) {
@@ -67,8 +77,8 @@ struct PairedRows {
     for (int64_t n = begin; n < end; ++n) *cursors++ = a.offsets[n];
   }
 
-  // Adds single weights from `begin` on, by fours, to the end of the tile or a few beyond, which does
-  // no harm; what is fewer than four is left to the last tile. Returns the first weight left.
+  // Adds single weights from `begin` on, by fours, to the end of the tile or a few beyond, which
+  // does no harm; what is fewer than four is left to the last tile. Returns the first weight left.
   static SPARSEKERN_INLINE int32_t add_fours(Sums& sums, const Matrix& a, int32_t begin,
                                              int32_t end, int64_t column_end,
                                              const BFloat16* panel) {
@@ -144,6 +154,9 @@ template <class V, int MV, int kN, int kM, int kBits>
 struct PairedGroups {
   using Matrix = NMMatrixOf<BFloat16>;
   using Sums = PairSums<V, MV>;
+  static int64_t depth(const Matrix& a, int64_t panel) {
+    return tile_depth<V>(panel, a.tile_inputs());
+  }
 
   static int64_t outputs_before(const Matrix& a, int64_t band) {
     return min64(band * Matrix::kTileRows, a.out_features);
@@ -208,6 +221,105 @@ struct PairedGroups {
   }
 };
 
+// 2:4 of single rows. The two inputs that a weight pair has are one of six pairs of its group,
+// which are made once for all outputs of a chunk: a dot product then costs a load, and no shuffle.
+template <class V, int MV>
+struct PairedFours {
+  using Matrix = NMMatrixOf<BFloat16>;
+  using Sums = PairSums<V, MV>;
+  static constexpr int64_t kSlot = 4 * V::kLine;  // room for a pair of four vectors of tokens
+  // The positions p and q of a pair, p < q, make the slot p + 4 q, from 4 on. Those that no pair
+  // has lie idle: finding the slot must cost nothing, and what is never read takes no cache.
+  static constexpr int64_t kSlots = 11, kFirstSlot = 4;
+  static constexpr int64_t kGroup = kSlots * kSlot;
+  static constexpr int64_t kTiles = 2;  // group tiles of a K-tile: 24 KiB
+  static_assert(MV <= 4 && kTiles * 8 * kGroup <= kMostExpanded, "the room for pairs");
+
+  static int64_t depth(const Matrix& a, int64_t) { return kTiles * a.tile_inputs(); }
+  static int64_t outputs_before(const Matrix& a, int64_t band) {
+    return min64(band * Matrix::kTileRows, a.out_features);
+  }
+  static void start(const Matrix&, int64_t, int64_t, int32_t*) {}
+
+  static void expand(const PairsTile& tile) {
+    const BFloat16* x = tile.panel + tile.input_begin * Sums::kWidth;
+    BFloat16* group = tile.expanded;
+    for (int64_t k = tile.input_begin; k < tile.input_end; k += 4, group += kGroup) {
+      for (int p = 0; p < 3; ++p) {
+        for (int q = p + 1; q < 4; ++q) {
+          BFloat16* const slot = group + (p + 4 * q - kFirstSlot) * kSlot;
+          SPARSEKERN_UNROLL
+          for (int m = 0; m < MV; m += 2) {
+            const auto a = V::load(x + p * Sums::kWidth + m / 2 * V::kLine);
+            const auto b = V::load(x + q * Sums::kWidth + m / 2 * V::kLine);
+            V::store(slot + m * V::kLine, V::pair_low(a, b));
+            if (m + 1 < MV) V::store(slot + (m + 1) * V::kLine, V::pair_high(a, b));
+          }
+        }
+      }
+      x += 4 * Sums::kWidth;
+    }
+  }
+
+  // The groups of a tile, for the rows g and g + 8. Their weights fill a vector, out of which they
+  // are splat by shuffles: loads are what the loop is bound by.
+  template <int i = 0>
+  static SPARSEKERN_INLINE void add_groups(typename V::Reg acc[2][MV], typename V::Pairs weights,
+                                           uint64_t slots, const BFloat16* expanded) {
+    constexpr int q = i / 4, half = i / 2 % 2, row = i % 2;  // as the values lie
+    constexpr int kBit = half * 32 + row * 16 + q * 4;
+    const BFloat16* pairs =
+        expanded + ((q + 4 * half) * kGroup - kFirstSlot * kSlot) + (slots >> kBit & 15) * kSlot;
+    const auto weight = V::template splat_of<i>(weights);
+    __asm__("" : "+r"(pairs));  // one address for all loads: with an index in each they are slower
+    SPARSEKERN_UNROLL
+    for (int m = 0; m < MV; ++m) {
+      acc[row][m] = V::dot(weight, V::load(pairs + m * V::kLine), acc[row][m]);
+    }
+    if constexpr (i < 15) add_groups<i + 1>(acc, weights, slots, expanded);
+  }
+
+  static SPARSEKERN_INLINE void add_rows(const BFloat16* w, const uint8_t* p, int64_t tiles,
+                                         int64_t row_tile, const BFloat16* expanded, bool first,
+                                         float* cells, float* other_cells) {
+    typename V::Reg acc[2][MV];
+    SPARSEKERN_UNROLL
+    for (int m = 0; m < MV; ++m) {
+      acc[0][m] = first ? V::Wide::zero() : V::Wide::load(cells + m * V::kLanes);
+      acc[1][m] = first ? V::Wide::zero() : V::Wide::load(other_cells + m * V::kLanes);
+    }
+    for (int64_t t = 0; t < tiles; ++t, w += 8 * 32, p += 8 * 8, expanded += 8 * kGroup) {
+      // The same of the next row tile: no hardware foresees the step.
+      __builtin_prefetch(w + row_tile * 32);
+      __builtin_prefetch(p + row_tile * 8);
+      uint64_t slots;
+      __builtin_memcpy(&slots, p, sizeof slots);
+      add_groups(acc, V::load(w), slots, expanded);
+    }
+    SPARSEKERN_UNROLL
+    for (int m = 0; m < MV; ++m) {
+      V::Wide::store(cells + m * V::kLanes, acc[0][m]);
+      V::Wide::store(other_cells + m * V::kLanes, acc[1][m]);
+    }
+  }
+
+  // Whole row tiles: rows beyond the outputs have cells too, which nobody reads.
+  static SPARSEKERN_NOINLINE void add(const Matrix& a, int64_t begin, int64_t end,
+                                      const PairsTile& tile, int32_t*, float* cells) {
+    expand(tile);
+    const int64_t first = tile.input_begin / 32, tiles = ceil_div(tile.input_end, 32) - first;
+    const int64_t row_tile = a.group_tiles() * 8;  // in the values and positions of one g
+    for (int64_t output = begin; output < end; output += 16, cells += 16 * Sums::kCells) {
+      const int64_t at = output / 16 * row_tile + first * 8;
+      for (int64_t g = 0; g < 8; ++g) {
+        add_rows(a.values + (at + g) * 32, a.positions + (at + g) * 8, tiles, row_tile,
+                 tile.expanded, tile.input_begin == 0, cells + g * Sums::kCells,
+                 cells + (g + 8) * Sums::kCells);
+      }
+    }
+  }
+};
+
 // Rounds the sums of `outputs` outputs, in cells [outputs][MV][16], into y.
 template <class V, int MV>
 static void round_cells(const float* cells, int64_t outputs, const BFloat16* bias,
@@ -232,27 +344,23 @@ template <class V, int kMostVectors>
 struct PairsOfSingle {
   static constexpr int64_t kPanel = kMostVectors * V::kLanes;
   static constexpr int64_t kQuantum = V::kLanes;
-  static constexpr int64_t kTileBytes = 24 * 1024;
   using Panel = PairsPanel<V, false>;
 
   template <class Weights, int MV>
   static void run_panel(const typename Weights::Matrix& a, const CallOf<BFloat16>& call,
                         const Share& share, const BFloat16* panel, int64_t tokens, BFloat16* y,
-                        int32_t* cursors, float* cells) {
+                        int32_t* cursors, float* cells, BFloat16* expanded) {
     constexpr int64_t kCells = Weights::Sums::kCells;
     constexpr int64_t kChunk = kMostCells / kCells / V::kLine * V::kLine;
     static_assert(kMostCells / kCells <= kMostCursors, "a chunk");
-    const int64_t quantum = a.input_quantum();
-    // Of a full panel, whatever this one is: sums end with a tile.
-    const int64_t depth =
-        max64(1, kTileBytes / (2 * Panel::width(kPanel) * quantum)) * quantum;
+    const int64_t depth = Weights::depth(a, kPanel);
     const int64_t outputs_end = Weights::outputs_before(a, share.row_end);
     int64_t end;
     for (int64_t n = Weights::outputs_before(a, share.row_begin); n < outputs_end; n = end) {
       end = min64(outputs_end, (n + kChunk) / V::kLine * V::kLine);
       Weights::start(a, n, end, cursors);
       for (int64_t input = 0; input < a.padded_in_features(); input += depth) {
-        const PairsTile tile{panel, input, min64(input + depth, a.padded_in_features())};
+        const PairsTile tile{panel, input, min64(input + depth, a.padded_in_features()), expanded};
         Weights::add(a, n, end, tile, cursors, cells);
       }
       int64_t line_end;
@@ -280,7 +388,8 @@ struct PairsOfSingle {
   static void run_with(const Matrix& a, const CallOf<BFloat16>& call, const Share& share) {
     float* const cells = share.scratch;
     int32_t* const cursors = reinterpret_cast<int32_t*>(cells + kMostCells);
-    BFloat16* const panel = reinterpret_cast<BFloat16*>(cells + kMostCells + kMostCursors);
+    BFloat16* const expanded = reinterpret_cast<BFloat16*>(cells + kMostCells + kMostCursors);
+    BFloat16* const panel = expanded + kMostExpanded;
     const int64_t total = share.token_end - share.token_begin;
     const int64_t panels = ceil_div(total, kPanel);
     for (int64_t p = 0; p < panels; ++p) {
@@ -289,7 +398,7 @@ struct PairsOfSingle {
       Panel::pack(call.x + begin * call.x_stride, call.x_stride, end - begin, a.in_features,
                   a.padded_in_features(), panel);
       run_exact<With>(a, call, share, panel, end - begin, call.y + begin * call.y_stride, cursors,
-                      cells);
+                      cells, expanded);
     }
   }
 };
@@ -317,11 +426,15 @@ struct PairsOfNM : PairsOfSingle<V, kMostVectors> {
       using type = PairedGroups<V, MV, kN, kM, kBits>;
     };
   };
+  template <int MV>
+  struct Fours {
+    using type = PairedFours<V, MV>;
+  };
 
   static void run_share(const Matrix& a, const CallOf<BFloat16>& call, const Share& share) {
     const auto is = [&](int64_t n, int64_t m) { return a.n == n && a.m == m; };
     if (is(2, 4)) {
-      PairsOfNM::template run_with<Of<2, 4, 2>::template With>(a, call, share);
+      PairsOfNM::template run_with<Fours>(a, call, share);
     } else if (is(1, 4)) {
       PairsOfNM::template run_with<Of<1, 4, 2>::template With>(a, call, share);
     } else if (is(4, 8)) {

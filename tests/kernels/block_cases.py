@@ -32,7 +32,7 @@ class Kernel:
     @property
     def block_rows(self) -> list[int]:
         """Block heights to try: the first few multiples, or the only one that it takes."""
-        if self.rows == 1:  # those that no other kernel takes
+        if self.rows == 1 and self.multiple:  # those that no other kernel takes
             return [1, 2, 3, 12]
         return [r for r in (16, 32, 48, 64, 96) if r % self.rows == 0][:4] if self.multiple else [self.rows]
 

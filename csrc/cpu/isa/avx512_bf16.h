@@ -31,13 +31,19 @@ struct Pairs16 {
     return _mm512_set1_epi32(static_cast<int>(*p));
   }
   static SPARSEKERN_INLINE Pairs splat(BFloat16 first, BFloat16 second) {
-    return _mm512_set1_epi32(static_cast<int>(first.bits | static_cast<uint32_t>(second.bits) << 16));
+    return _mm512_set1_epi32(
+        static_cast<int>(first.bits | static_cast<uint32_t>(second.bits) << 16));
   }
   // Two numbers that follow one another.
   static SPARSEKERN_INLINE Pairs splat_two(const BFloat16* p) {
     int32_t pair;
     __builtin_memcpy(&pair, p, sizeof pair);
     return _mm512_set1_epi32(pair);
+  }
+  // Pair I of 16.
+  template <int I>
+  static SPARSEKERN_INLINE Pairs splat_of(Pairs pairs) {
+    return _mm512_permutexvar_epi32(_mm512_set1_epi32(I), pairs);
   }
   static SPARSEKERN_INLINE Reg dot(Pairs a, Pairs b, Reg sum) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
