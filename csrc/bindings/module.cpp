@@ -35,6 +35,13 @@ const char* numbers_name(Numbers numbers) {
   return numbers == Numbers::kFloat32 ? "float32" : "bfloat16";
 }
 
+Numbers parse_numbers(const std::string& name) {
+  for (const Numbers numbers : {Numbers::kFloat32, Numbers::kBFloat16}) {
+    if (name == numbers_name(numbers)) return numbers;
+  }
+  throw py::value_error("expected values of float32 or bfloat16, got '" + name + "'");
+}
+
 const char* format_name(Format format) { return format == Format::kBlock ? "block" : "nm"; }
 
 py::list kernels() {
@@ -80,16 +87,13 @@ py::list grad_kernels() {
 
 std::string choose(const std::string& format, int64_t block_rows, int64_t tokens,
                    const std::string& values) {
+  const Numbers numbers = parse_numbers(values);
   for (const Format known : {Format::kBlock, Format::kNM}) {
-    for (const Numbers numbers : {Numbers::kFloat32, Numbers::kBFloat16}) {
-      if (format != format_name(known) || values != numbers_name(numbers)) continue;
-      const KernelInfo* kernel = choose_kernel(known, numbers, block_rows, tokens);
-      return kernel == nullptr ? "" : kernel->name;
-    }
+    if (format != format_name(known)) continue;
+    const KernelInfo* kernel = choose_kernel(known, numbers, block_rows, tokens);
+    return kernel == nullptr ? "" : kernel->name;
   }
-  throw py::value_error(
-      "expected a format of block or nm and values of float32 or bfloat16, got '" + format +
-      "' and '" + values + "'");
+  throw py::value_error("unknown format '" + format + "'");
 }
 
 }  // namespace
@@ -106,9 +110,14 @@ PYBIND11_MODULE(_C, m) {
   m.def("choose", &choose, py::arg("format"), py::arg("rows"), py::arg("tokens"),
         py::arg("values") = "float32",
         "Name of the kernel that serves a format with so many rows together; empty if none does.");
-  m.def("fma_peak_gflops", &fma_peak_gflops, py::arg("seconds"),
-        py::call_guard<py::gil_scoped_release>(),
-        "float32 multiply-add peak of one core at the level in use, in GFLOP/s.");
+  m.def(
+      "fma_peak_gflops",
+      [](double seconds, const std::string& values) {
+        return fma_peak_gflops(seconds, parse_numbers(values));
+      },
+      py::arg("seconds"), py::arg("values") = "float32", py::call_guard<py::gil_scoped_release>(),
+      "Multiply-add peak of one core at the level in use, in GFLOP/s: of bfloat16 where the level "
+      "multiplies them, else of float32.");
   m.def("read_bandwidth_gbs", &read_bandwidth_gbs, py::arg("bytes"), py::arg("seconds"),
         py::call_guard<py::gil_scoped_release>(),
         "Rate at which one core reads a buffer of so many bytes again and again, in GB/s.");

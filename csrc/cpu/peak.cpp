@@ -28,6 +28,7 @@ double now() {
 #define CHAIN_YMM(n) CHAIN(n, "ymm")
 #define START_ZMM(n) START(n, "zmm")
 #define CHAIN_ZMM(n) CHAIN(n, "zmm")
+#define CHAIN_PAIRS(n) "vdpbf16ps %%zmm15, %%zmm14, %%zmm" n "\n"
 #define CHAINS(start, chain)                                                                       \
   __asm__ volatile(TWELVE(start) start("14")                                                       \
                        start("15") "1:\n" TWELVE(chain) "dec %0\njnz 1b\nvzeroupper\n"             \
@@ -45,6 +46,11 @@ void chains_avx2(int64_t rounds) {
 void chains_avx512(int64_t rounds) {
   const float one = 1.0f;
   CHAINS(START_ZMM, CHAIN_ZMM);
+}
+
+void chains_avx512_bf16(int64_t rounds) {
+  const uint32_t one = 0x3f803f80;  // twice, as bfloat16
+  CHAINS(START_ZMM, CHAIN_PAIRS);
 }
 #endif
 
@@ -68,13 +74,16 @@ void chains_portable(int64_t rounds) {
 
 }  // namespace
 
-double fma_peak_gflops(double seconds) {
+double fma_peak_gflops(double seconds, Numbers numbers) {
   void (*chains)(int64_t) = chains_portable;
   int64_t flops_a_round = 12 * 4 * 2;
 #if defined(__x86_64__)
   if (isa_limit() == Isa::kAvx2) {
     chains = chains_avx2;
     flops_a_round = kChains * 8 * 2;
+  } else if (isa_limit() == Isa::kAvx512Bf16 && numbers == Numbers::kBFloat16) {
+    chains = chains_avx512_bf16;
+    flops_a_round = kChains * 32 * 2;
   } else if (isa_limit() >= Isa::kAvx512) {
     chains = chains_avx512;
     flops_a_round = kChains * 16 * 2;

@@ -3,9 +3,12 @@
 
 #include <stdint.h>
 
+#include "core/view.h"
+
 namespace sparsekern {
 
-double fma_peak_gflops(double seconds);
+// Of one core at the level in use; of bfloat16 where it multiplies them, of float32 elsewhere.
+double fma_peak_gflops(double seconds, Numbers numbers);
 double read_bandwidth_gbs(int64_t bytes, double seconds);
 
 }  // namespace sparsekern
