@@ -33,6 +33,19 @@ void set_isa(const std::string& name) {
 
 const char* format_name(Format format) { return format == Format::kBlock ? "block" : "nm"; }
 
+const char* family_name(KernelFamily family) {
+  switch (family) {
+    case KernelFamily::kOutputs:
+      return "outputs";
+    case KernelFamily::kTokens:
+      return "tokens";
+    case KernelFamily::kSingle:
+      return "single";
+    default:
+      return "vector";
+  }
+}
+
 py::list kernels() {
   int count = 0;
   const KernelInfo* table = kernel_table(&count);
@@ -47,6 +60,10 @@ py::list kernels() {
     record["isa"] = isa_name(kernel.isa);
     record["min_tokens"] = kernel.min_tokens;
     record["runs_here"] = kernel.run != nullptr && isa_supported(kernel.isa);
+    record["family"] = family_name(kernel.family);
+    record["panel"] = kernel.panel;
+    record["outputs"] = kernel.outputs;
+    record["lanes"] = kernel.lanes;
     records.append(record);
   }
   return records;
@@ -98,6 +115,15 @@ PYBIND11_MODULE(_C, m) {
   m.def("fma_peak_gflops", &fma_peak_gflops, py::arg("seconds"),
         py::call_guard<py::gil_scoped_release>(),
         "float32 multiply-add peak of one core at the level in use, in GFLOP/s.");
+  m.def("multiply_adds_a_second", &multiply_adds_a_second, py::arg("lanes"), py::arg("seconds"),
+        py::call_guard<py::gil_scoped_release>(),
+        "Multiply-adds of vectors of so many floats that one core does a second, in registers.");
+  m.def("loads_a_second", &loads_a_second, py::arg("lanes"), py::arg("seconds"),
+        py::call_guard<py::gil_scoped_release>(),
+        "Loads and splats of such vectors out of L1 beside half as many multiply-adds, a second.");
+  m.def("widened_a_second", &widened_a_second, py::arg("seconds"),
+        py::call_guard<py::gil_scoped_release>(),
+        "bfloat16 numbers that one core widens to float32 a second, in L2.");
   m.def("read_bandwidth_gbs", &read_bandwidth_gbs, py::arg("bytes"), py::arg("seconds"),
         py::call_guard<py::gil_scoped_release>(),
         "Rate at which one core reads a buffer of so many bytes again and again, in GB/s.");

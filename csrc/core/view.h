@@ -98,6 +98,10 @@ struct Share {
   int64_t scratch_floats;
 };
 
+// How the loop of a kernel is laid out, which says how many loads its multiply-adds take: vectors
+// of outputs, vectors of tokens, vectors of tokens for one output at a time, or a single token.
+enum class KernelFamily : int32_t { kOutputs, kTokens, kSingle, kVector };
+
 // The weight is a BlockMatrix or an NMMatrix, as the kernel's format says.
 using LinearKernel = void (*)(const void* weight, const LinearCall*, const Share*);
 

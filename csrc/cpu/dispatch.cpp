@@ -3,7 +3,7 @@
 #include "cpu/shares.h"
 #include "cpu/table.h"
 
-#define SPARSEKERN_KERNEL(name, format, isa, rows, multiple, min_tokens, panel)        \
+#define SPARSEKERN_KERNEL(name, ...)                                                   \
   extern "C" void sparsekern_##name(const void* weight, const sparsekern::LinearCall*, \
                                     const sparsekern::Share*);
 #include "cpu/kernels.inc"
@@ -12,9 +12,19 @@
 namespace sparsekern {
 namespace {
 
-#define SPARSEKERN_KERNEL(name, format, isa, rows, multiple, min_tokens, panel) \
-  {#name,    Format::format, Isa::isa, rows,                                    \
-   multiple, min_tokens,     panel,    SPARSEKERN_SYMBOL_##isa(name)},
+#define SPARSEKERN_KERNEL(name, format, isa, rows, multiple, min_tokens, panel, family, outputs, \
+                          lanes)                                                                 \
+  {#name,                                                                                        \
+   Format::format,                                                                               \
+   Isa::isa,                                                                                     \
+   rows,                                                                                         \
+   multiple,                                                                                     \
+   min_tokens,                                                                                   \
+   panel,                                                                                        \
+   KernelFamily::family,                                                                         \
+   outputs,                                                                                      \
+   lanes,                                                                                        \
+   SPARSEKERN_SYMBOL_##isa(name)},
 constexpr KernelInfo kTable[] = {
 #include "cpu/kernels.inc"
 };

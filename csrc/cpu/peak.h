@@ -5,7 +5,18 @@
 
 namespace sparsekern {
 
+// Of the widest vectors of the level in use.
 double fma_peak_gflops(double seconds);
+
+// Of vectors of so many floats, on data in registers.
+double multiply_adds_a_second(int64_t lanes, double seconds);
+
+// Of vectors and splats out of L1, in a loop that multiplies and adds one of each.
+double loads_a_second(int64_t lanes, double seconds);
+
+// bfloat16 numbers made into float32, in L2.
+double widened_a_second(double seconds);
+
 double read_bandwidth_gbs(int64_t bytes, double seconds);
 
 }  // namespace sparsekern
