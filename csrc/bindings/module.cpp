@@ -118,6 +118,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("multiply_adds_a_second", &multiply_adds_a_second, py::arg("lanes"), py::arg("seconds"),
         py::call_guard<py::gil_scoped_release>(),
         "Multiply-adds of vectors of so many floats that one core does a second, in registers.");
+  m.def("multiply_add_latency", &multiply_add_latency, py::arg("seconds"),
+        py::call_guard<py::gil_scoped_release>(),
+        "Seconds from one multiply-add to another that needs its result.");
   m.def("loads_a_second", &loads_a_second, py::arg("lanes"), py::arg("seconds"),
         py::call_guard<py::gil_scoped_release>(),
         "Loads and splats of such vectors out of L1 beside half as many multiply-adds, a second.");

@@ -35,7 +35,8 @@ double best_rounds_a_second(int64_t rounds, double seconds, const Body& body) {
 // Loops of multiply-adds of one width. The number of either in a round stands behind it.
 struct Loops {
   void (*in_registers)(int64_t rounds);
-  void (*loading)(int64_t rounds);  // each multiply-add splats one factor and loads the other
+  void (*one_chain)(int64_t rounds);  // as many, each waiting for the one before
+  void (*loading)(int64_t rounds);    // each multiply-add splats one factor and loads the other
 };
 constexpr int64_t kChains = 12;  // in registers: as many multiply-adds a round
 constexpr int64_t kLoads = 24;   // twice as many as multiply-adds
@@ -53,6 +54,7 @@ struct alignas(64) Line {
       f("8", reg) f("9", reg) f("10", reg) f("11", reg)
 #define START(n, reg) "vbroadcastss %1, %%" reg n "\n"
 #define CHAIN(n, reg) "vfmadd231ps %%" reg "15, %%" reg "14, %%" reg n "\n"
+#define ONE_CHAIN(n, reg) CHAIN("0", reg)
 #define LOADING(n, reg) "vbroadcastss %1, %%" reg "13\n vfmadd231ps %2, %%" reg "13, %%" reg n "\n"
 #define LOOP(step, reg)                                                                           \
   [](int64_t rounds) {                                                                            \
@@ -66,7 +68,7 @@ struct alignas(64) Line {
                        "xmm8", "xmm9", "xmm10", "xmm11", "xmm13", "xmm14", "xmm15");              \
   }
 #define LOOPS(reg) \
-  Loops { LOOP(CHAIN, reg), LOOP(LOADING, reg) }
+  Loops { LOOP(CHAIN, reg), LOOP(ONE_CHAIN, reg), LOOP(LOADING, reg) }
 #endif
 
 #if defined(__x86_64__)
@@ -85,6 +87,14 @@ void chains_portable(int64_t rounds) {
   for (int64_t i = 0; i < rounds; ++i) {
     for (Vector4& sum : sums) sum = sum * factor + factor;
     for (Vector4& sum : sums) __asm__ volatile("" : SPARSEKERN_IN_REGISTER(sum));
+  }
+}
+
+void one_chain_portable(int64_t rounds) {
+  Vector4 sum = {}, factor = {0.5f, 0.5f, 0.5f, 0.5f};
+  for (int64_t i = 0; i < rounds * kChains; ++i) {
+    sum = sum * factor + factor;
+    __asm__ volatile("" : SPARSEKERN_IN_REGISTER(sum));
   }
 }
 
@@ -114,7 +124,7 @@ Loops loops_of(int64_t lanes) {
     if (lanes == 16 && most_lanes() == 16) return LOOPS("zmm");
   }
 #endif
-  if (lanes == 4) return {chains_portable, loading_portable};
+  if (lanes == 4) return {chains_portable, one_chain_portable, loading_portable};
   throw std::invalid_argument("lanes: expected 4 to " + std::to_string(most_lanes()) +
                               ", a power of two, got " + std::to_string(lanes));
 }
@@ -126,6 +136,11 @@ constexpr int64_t kRounds = 100000;
 double multiply_adds_a_second(int64_t lanes, double seconds) {
   const Loops loops = loops_of(lanes);
   return kChains * best_rounds_a_second(kRounds, seconds, loops.in_registers);
+}
+
+double multiply_add_latency(double seconds) {
+  const Loops loops = loops_of(most_lanes());
+  return 1 / (kChains * best_rounds_a_second(kRounds, seconds, loops.one_chain));
 }
 
 double loads_a_second(int64_t lanes, double seconds) {

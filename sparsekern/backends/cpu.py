@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import ClassVar, TypeGuard
 
 import torch
@@ -13,7 +14,8 @@ from .._native import failure, native
 from ..layouts import NM, Block, Granularity, Unstructured
 from ..layouts.compressed import MAX_COLUMNS_16_BIT
 from ..ops import format_grad_input, format_grad_values
-from ..plan.registry import Backend, KernelRecord, Request
+from ..plan.choose import kernel_for
+from ..plan.registry import Backend, KernelRecord, Request, Tile
 
 OPS = {Block.kind: "block_linear", NM.kind: "nm_linear"}
 """The op of each format that has kernels."""
@@ -31,18 +33,7 @@ class CpuBackend(Backend):
     name: ClassVar[str] = "cpu"
 
     def kernels(self) -> list[KernelRecord]:
-        records: list[KernelRecord] = []
-        for line in native.kernels() if native else ():
-            kind = line.pop("format")
-            record = KernelRecord(backend=self.name, op=OPS[kind], granularity=kind, dtypes=DTYPE_NAMES, **line)
-            # The first line that fits is chosen, so an earlier one that takes these blocks ends this one's range.
-            limits = [above.min_tokens for above in records if above.isa == record.isa and above.covers(record)]
-            records.append(replace(record, max_tokens=min(limits) - 1) if limits else record)
-        for line in native.grad_kernels() if native else ():
-            kind = line.pop("format")
-            op = f"{OPS[kind]}_grad_{line.pop('grad')}"
-            records.append(KernelRecord(backend=self.name, op=op, granularity=kind, dtypes=("float32",), **line))
-        return records
+        return list(_table(self.name)) if native else []
 
     def refusal(self, request: Request) -> str | None:
         if native is None:
@@ -64,8 +55,32 @@ class CpuBackend(Backend):
         # The op handles an input without tokens like one token.
         return native.choose(format_.kind, format_.rows, max(1, tokens))
 
+    def candidates(self, request: Request) -> list[KernelRecord]:
+        format_ = _format(request.granularity)
+        if format_ is None or self.refusal(request) is not None:
+            return []
+        isa, op, dtype = native.isa(), OPS[format_.kind], str(request.dtype).removeprefix("torch.")
+        return [
+            record
+            for record in self.kernels()
+            if (record.op, record.isa) == (op, isa) and record.takes_rows(format_.rows) and dtype in record.dtypes
+        ]
+
     def linear(
         self,
+        x: Tensor,
+        granularity: Granularity,
+        shape: tuple[int, int],
+        tensors: Sequence[Tensor],
+        bias: Tensor | None,
+        activation: str,
+    ) -> Tensor:
+        kernel = kernel_for(self, x, granularity, shape, tensors[0])
+        return self.linear_by(kernel, x, granularity, shape, tensors, bias, activation)
+
+    def linear_by(
+        self,
+        kernel: str,
         x: Tensor,
         granularity: Granularity,
         shape: tuple[int, int],
@@ -76,11 +91,11 @@ class CpuBackend(Backend):
         # The overloads, for choosing one by the arguments costs more than calling it.
         if _is_nm(granularity):
             return torch.ops.sparsekern.nm_linear.default(
-                x, *tensors, bias, granularity.n, granularity.m, shape[0], shape[1], activation, ""
+                x, *tensors, bias, granularity.n, granularity.m, shape[0], shape[1], activation, kernel
             )
         values, columns, offsets = _blocks(granularity, tensors)
         return torch.ops.sparsekern.block_linear.default(
-            x, values, columns, offsets, bias, shape[0], shape[1], activation, ""
+            x, values, columns, offsets, bias, shape[0], shape[1], activation, kernel
         )
 
     def grad_input(
@@ -118,3 +133,21 @@ def _format(granularity: Granularity) -> Block | NM | None:
     if isinstance(granularity, NM) and granularity.rows > 1:
         return Block(granularity.rows, 1)
     return granularity if isinstance(granularity, (Block, NM)) else None
+
+
+@cache
+def _table(backend: str) -> tuple[KernelRecord, ...]:
+    """The lines of both native tables."""
+    records: list[KernelRecord] = []
+    for line in native.kernels():
+        kind = line.pop("format")
+        tile = Tile(line.pop("family"), line.pop("outputs"), line.pop("panel"), line.pop("lanes"))
+        record = KernelRecord(backend=backend, op=OPS[kind], granularity=kind, dtypes=DTYPE_NAMES, tile=tile, **line)
+        # The first line that fits is chosen, so an earlier one that takes these blocks ends this one's range.
+        limits = [above.min_tokens for above in records if above.isa == record.isa and above.covers(record)]
+        records.append(replace(record, max_tokens=min(limits) - 1) if limits else record)
+    for line in native.grad_kernels():
+        kind = line.pop("format")
+        op = f"{OPS[kind]}_grad_{line.pop('grad')}"
+        records.append(KernelRecord(backend=backend, op=op, granularity=kind, dtypes=("float32",), **line))
+    return tuple(records)
