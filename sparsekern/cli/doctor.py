@@ -186,7 +186,7 @@ def _version(package: str) -> str | None:
 
 def _describe_plan(facts: Facts) -> str:
     if facts["trouble"]:
-        return f"not tuned: {facts['trouble']}"
+        return f"{'tuned' if facts['tuned'] else 'not tuned'}; {facts['trouble']}"
     if not facts["tuned"]:
         return "not tuned for this machine and build: the first kernel that fits runs (python -m sparsekern tune)"
     return f"tuned, {facts['cases']} cases measured; kept in {facts['store']}"

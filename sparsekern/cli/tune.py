@@ -43,11 +43,11 @@ def run(args: argparse.Namespace) -> None:
     """Measure and keep the host's rates, then the fastest kernel of each case; print both."""
     if native is None:
         raise UserError(f"there are no native kernels to choose from ({failure}); doctor says how to build them")
-    host = plan.HostPlan()
+    host = plan.host_plan()
     if args.reset:
         for isa in native.isa_supported():
             host.store.forget(plan.host_key(isa))
-        plan.renew()
+        host.refresh()
         print(f"Forgot this host: {host.store.trouble or host.store.path}")
         return
     cases = _cases(args)
@@ -60,7 +60,6 @@ def run(args: argparse.Namespace) -> None:
                 entries[entry.granularity, entry.density, entry.out_features, entry.in_features, entry.tokens] = entry
     finally:
         # Also after Ctrl-C: what was measured is kept, and shown.
-        plan.renew()
         _print(host.store, rates, list(entries.values()), args.json)
 
 

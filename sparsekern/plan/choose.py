@@ -35,6 +35,10 @@ EXACT_TOKENS = 64
 """Up to here a token more or less may leave a vector half empty, and only the same number counts as near."""
 
 
+_chosen: dict[tuple[Any, ...], str] = {}
+"""What was decided for the products of this process."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """A kernel and why it is taken.
@@ -67,6 +71,10 @@ class HostPlan:
 
     def __init__(self, store: Store | None = None) -> None:
         self.store = store or Store()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read anew what the store knows, which may be more than at first."""
         self.rates: dict[str, Rates] = {}
         self.entries: dict[str, list[Entry]] = {}
         for isa in native.isa_supported() if native else ():
@@ -79,6 +87,7 @@ class HostPlan:
             if known.entries:
                 self.entries[isa] = known.entries
         self.tuned = bool(self.rates or self.entries)
+        _chosen.clear()
 
     def choose(self, backend: Backend, request: Request, stored: int, tokens: int, threads: int) -> Choice:
         """The kernel for a product.
@@ -148,8 +157,6 @@ def dtype_name(request: Request) -> str:
 
 # ---- in a product --------------------------------------------------------------------------------
 
-_chosen: dict[tuple[Any, ...], str] = {}
-
 
 @cache
 def host_plan() -> HostPlan:
@@ -158,7 +165,7 @@ def host_plan() -> HostPlan:
 
 
 def renew() -> None:
-    """Forget what this process has read and chosen: the store or the place of it has changed."""
+    """Forget what this process has read and chosen, for the store lies elsewhere now."""
     host_plan.cache_clear()
     _chosen.clear()
 

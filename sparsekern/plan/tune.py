@@ -53,6 +53,7 @@ def measure_host(host: HostPlan) -> Rates:
     """Measure the rates of the host at the instruction set in use, and keep them in its store."""
     rates = measure_rates()
     host.store.keep_rates(host_key(native.isa()), rates.record())
+    host.refresh()
     return rates
 
 
@@ -69,7 +70,7 @@ def time_cases(
     stops early loses nothing.
 
     Args:
-        host: the plan whose store keeps the entries.
+        host: the plan whose store keeps the entries, and which knows them in the end.
         rates: of the host, to predict with.
         cases: those that no back end has a choice for are left out.
         dtype: of weights and activations.
@@ -80,15 +81,18 @@ def time_cases(
     """
     key = host_key(native.isa())
     runs = [_Run(case, dtype, rates) for case in cases]
-    for _ in range(PASSES):
-        weight = _RandomWeight(dtype)
-        for run in runs:
-            if len(run.kernels) > 1:
-                run.measure(weight.packed(run.case))
-                entry = run.entry()
-                host.store.keep(key, entry)
-                yield entry
-            progress()
+    try:
+        for _ in range(PASSES):
+            weight = _RandomWeight(dtype)
+            for run in runs:
+                if len(run.kernels) > 1:
+                    run.measure(weight.packed(run.case))
+                    entry = run.entry()
+                    host.store.keep(key, entry)
+                    yield entry
+                progress()
+    finally:
+        host.refresh()
 
 
 @dataclass
@@ -171,11 +175,15 @@ class _Run:
                     f"{len(x)} tokens within {allowed:.1e}; please report this fault of the kernel"
                 )
 
-    def entry(self) -> Entry:
+    def fastest(self) -> str:
         """The fastest kernel, or the first line where none is faster beyond doubt."""
         fastest = min(self.best, key=lambda name: self.best[name])
         sure = self.best[self.first] > GAIN * self.best[fastest] and min(self.ratios[fastest]) > 1
-        kernel = fastest if sure else self.first
+        return fastest if sure else self.first
+
+    def entry(self) -> Entry:
+        """What is to be kept."""
+        kernel = self.fastest()
         return Entry(
             granularity=self.case.granularity.spec,
             dtype=dtype_name(self.request),
