@@ -32,14 +32,14 @@ double best_rounds_a_second(int64_t rounds, double seconds, const Body& body) {
   return best;
 }
 
-// Loops of multiply-adds of one width. The number of either in a round stands behind it.
+// Loops of multiply-adds of vectors of one width.
 struct Loops {
   void (*in_registers)(int64_t rounds);
-  void (*one_chain)(int64_t rounds);  // as many, each waiting for the one before
-  void (*loading)(int64_t rounds);    // each multiply-add splats one factor and loads the other
+  void (*one_chain)(int64_t rounds);  // each waits for the one before
+  void (*loading)(int64_t rounds);    // each splats one factor and loads the other
 };
-constexpr int64_t kChains = 12;  // in registers: as many multiply-adds a round
-constexpr int64_t kLoads = 24;   // twice as many as multiply-adds
+constexpr int64_t kChains = 12;  // multiply-adds in a round of each
+constexpr int64_t kLoads = 2 * kChains;
 
 struct alignas(64) Line {
   float floats[16];
@@ -99,7 +99,7 @@ void one_chain_portable(int64_t rounds) {
 }
 
 void loading_portable(int64_t rounds) {
-  Vector4 sums[kLoads / 2] = {};
+  Vector4 sums[kChains] = {};
   Vector4 factor = {0.5f, 0.5f, 0.5f, 0.5f};
   float weight = 0.5f;
   for (int64_t i = 0; i < rounds; ++i) {
@@ -177,9 +177,7 @@ double read_bandwidth_gbs(int64_t bytes, double seconds) {
   Reg* const data = buffer.get();
   if (data == nullptr) throw std::bad_alloc();
   for (int64_t i = 0; i < count; ++i) data[i] = Reg{i, i};
-  double best = 0;
-  for (const double end = now() + seconds; now() < end;) {
-    const double start = now();
+  const auto read = [&](int64_t) {
     Reg a{}, b{}, c{}, d{};
     for (int64_t i = 0; i < count; i += kStep) {
       a ^= data[i] ^ data[i + 1];
@@ -189,9 +187,8 @@ double read_bandwidth_gbs(int64_t bytes, double seconds) {
     }
     const Reg all = a ^ b ^ c ^ d;
     __asm__ volatile("" : : "m"(all));
-    best = std::max(best, double(count) * sizeof(Reg) / (now() - start));
-  }
-  return best * 1e-9;
+  };
+  return 1e-9 * double(count) * sizeof(Reg) * best_rounds_a_second(1, seconds, read);
 }
 
 }  // namespace sparsekern

@@ -77,15 +77,18 @@ class HostPlan:
         """Read anew what the store knows, which may be more than at first."""
         self.rates: dict[str, Rates] = {}
         self.entries: dict[str, list[Entry]] = {}
+        trouble = None
         for isa in native.isa_supported() if native else ():
             known = self.store.read(host_key(isa))
             try:
                 if known.rates is not None:
                     self.rates[isa] = Rates.of_record(known.rates, isa)
             except ValueError as error:
-                self.store.trouble = str(error)
+                trouble = str(error)
             if known.entries:
                 self.entries[isa] = known.entries
+        # Not before: a store in trouble is no longer read.
+        self.store.trouble = self.store.trouble or trouble
         self.tuned = bool(self.rates or self.entries)
         _chosen.clear()
 
