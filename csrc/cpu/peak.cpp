@@ -56,19 +56,25 @@ struct alignas(64) Line {
 #define CHAIN(n, reg) "vfmadd231ps %%" reg "15, %%" reg "14, %%" reg n "\n"
 #define ONE_CHAIN(n, reg) CHAIN("0", reg)
 #define LOADING(n, reg) "vbroadcastss %1, %%" reg "13\n vfmadd231ps %2, %%" reg "13, %%" reg n "\n"
-#define LOOP(step, reg)                                                                           \
-  [](int64_t rounds) {                                                                            \
-    const float one = 1.0f;                                                                       \
-    const Line line = {{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}};                         \
-    __asm__ volatile(TWELVE(START, reg) START("14", reg)                                          \
-                         START("15", reg) "1:\n" TWELVE(step, reg) "dec %0\njnz 1b\nvzeroupper\n" \
-                     : "+r"(rounds)                                                               \
-                     : "m"(one), "m"(line)                                                        \
-                     : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7",      \
-                       "xmm8", "xmm9", "xmm10", "xmm11", "xmm13", "xmm14", "xmm15");              \
-  }
-#define LOOPS(reg) \
-  Loops { LOOP(CHAIN, reg), LOOP(ONE_CHAIN, reg), LOOP(LOADING, reg) }
+#define LOOP(step, reg)                                                                            \
+  const float one = 1.0f;                                                                          \
+  const Line line = {{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}};                            \
+  __asm__ volatile(TWELVE(START, reg) START("14", reg)                                             \
+                       START("15", reg) "1:\n" TWELVE(step, reg) "dec %0\njnz 1b\nvzeroupper\n"    \
+                   : "+r"(rounds)                                                                  \
+                   : "m"(one), "m"(line)                                                           \
+                   : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", \
+                     "xmm9", "xmm10", "xmm11", "xmm13", "xmm14", "xmm15")
+// Named by the level that they need.
+#define LOOPS(name, reg)                                          \
+  void chains_##name(int64_t rounds) { LOOP(CHAIN, reg); }        \
+  void one_chain_##name(int64_t rounds) { LOOP(ONE_CHAIN, reg); } \
+  void loading_##name(int64_t rounds) { LOOP(LOADING, reg); }     \
+  constexpr Loops kLoops_##name = {chains_##name, one_chain_##name, loading_##name};
+
+LOOPS(avx2_4_lanes, "xmm")
+LOOPS(avx2_8_lanes, "ymm")
+LOOPS(avx512_16_lanes, "zmm")
 #endif
 
 #if defined(__x86_64__)
@@ -119,9 +125,9 @@ int64_t most_lanes() {
 Loops loops_of(int64_t lanes) {
 #if defined(__x86_64__)
   if (isa_limit() != Isa::kPortable) {
-    if (lanes == 4) return LOOPS("xmm");
-    if (lanes == 8) return LOOPS("ymm");
-    if (lanes == 16 && most_lanes() == 16) return LOOPS("zmm");
+    if (lanes == 4) return kLoops_avx2_4_lanes;
+    if (lanes == 8) return kLoops_avx2_8_lanes;
+    if (lanes == 16 && most_lanes() == 16) return kLoops_avx512_16_lanes;
   }
 #endif
   if (lanes == 4) return {chains_portable, one_chain_portable, loading_portable};
