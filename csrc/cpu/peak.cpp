@@ -118,7 +118,7 @@ void loading_portable(int64_t rounds) {
 }
 
 int64_t most_lanes() {
-  return isa_limit() == Isa::kAvx512 ? 16 : isa_limit() == Isa::kAvx2 ? 8 : 4;
+  return isa_limit() >= Isa::kAvx512 ? 16 : isa_limit() >= Isa::kAvx2 ? 8 : 4;
 }
 
 // Of the widths that the level in use has.

@@ -20,6 +20,9 @@ from ..plan.registry import Backend, KernelRecord, Request, Tile
 OPS = {Block.kind: "block_linear", NM.kind: "nm_linear"}
 """The op of each format that has kernels."""
 
+MANY_TOKENS = 1_000_000
+"""As many as no kernel is too good for."""
+
 DTYPES = (torch.float32, torch.bfloat16)
 DTYPE_NAMES = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES)
 
@@ -59,11 +62,14 @@ class CpuBackend(Backend):
         format_ = _format(request.granularity)
         if format_ is None or self.refusal(request) is not None:
             return []
-        isa, op, dtype = native.isa(), OPS[format_.kind], str(request.dtype).removeprefix("torch.")
+        op, dtype = OPS[format_.kind], str(request.dtype).removeprefix("torch.")
+        records = {record.name: record for record in self.kernels()}
+        # Those of levels below that are superseded are left out.
+        levels = {records[self.kernel_name(request, tokens)].isa for tokens in (1, MANY_TOKENS)}
         return [
             record
-            for record in self.kernels()
-            if (record.op, record.isa) == (op, isa) and record.takes_rows(format_.rows) and dtype in record.dtypes
+            for record in records.values()
+            if record.op == op and record.isa in levels and record.takes_rows(format_.rows) and dtype in record.dtypes
         ]
 
     def linear(

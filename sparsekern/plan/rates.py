@@ -14,9 +14,6 @@ SECONDS = 0.08
 BUFFERS = (32 * 1024, 512 * 1024, 4 * 1024**2, 16 * 1024**2, 64 * 1024**2)
 """Bytes that bandwidths are measured with: in L1, in L2, in a small and in a large L3, in memory."""
 
-LANES = {"portable": (4,), "avx2": (4, 8), "avx512": (4, 8, 16)}
-"""Widths of the vectors that the kernels of each instruction set use."""
-
 
 @dataclass(frozen=True)
 class Rates:
@@ -65,8 +62,9 @@ class Rates:
                 {int(key): _positive(rate) for key, rate in record[name].items()}
                 for name in ("multiply_adds", "loads", "bandwidth")
             )
-            if set(multiply_adds) != set(LANES[isa]) or set(loads) != set(LANES[isa]) or not bandwidth:
-                raise ValueError(f"no rates for vectors of {LANES[isa]} floats")
+            lanes = lanes_of(isa)
+            if set(multiply_adds) != lanes or set(loads) != lanes or not bandwidth:
+                raise ValueError(f"no rates for vectors of {sorted(lanes)} floats")
             return cls(multiply_adds, loads, _positive(record["latency"]), bandwidth, _positive(record["widened"]))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"rates: expected a record of plan.Rates, got another one ({error}); tune again") from None
@@ -78,6 +76,13 @@ def _positive(rate: Any) -> float:
     return float(rate)
 
 
+def lanes_of(isa: str) -> set[int]:
+    """Widths of the vectors that kernels have at an instruction set and below."""
+    levels = native.isa_supported()
+    below = levels[: levels.index(isa) + 1]
+    return {line["lanes"] for line in native.kernels() if line["isa"] in below}
+
+
 def measure_rates() -> Rates:
     """Run the micro-benchmark for the instruction set in use, on the calling thread.
 
@@ -86,7 +91,7 @@ def measure_rates() -> Rates:
     """
     if native is None:
         raise RuntimeError("rates: expected the native kernels, which are not installed; run sparsekern's doctor")
-    lanes = LANES[native.isa()]
+    lanes = sorted(lanes_of(native.isa()))
     return Rates(
         multiply_adds={n: native.multiply_adds_a_second(n, SECONDS) for n in lanes},
         loads={n: native.loads_a_second(n, SECONDS) for n in lanes},

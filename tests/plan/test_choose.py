@@ -15,7 +15,7 @@ from sparsekern import plan
 from sparsekern._native import native
 from sparsekern.layouts import Granularity
 from sparsekern.plan import Entry, HostPlan, Request, choose, host_key
-from sparsekern.plan.rates import BUFFERS, LANES, Rates
+from sparsekern.plan.rates import BUFFERS, Rates, lanes_of
 
 pytestmark = pytest.mark.needs_native
 
@@ -82,7 +82,7 @@ def entry_of(**changes: Any) -> Entry:
 
 def rates_for(**loads: float) -> Rates:
     """A host on which kernels of narrow or of wide vectors are far too slow."""
-    lanes = LANES[native.isa()]
+    lanes = lanes_of(native.isa())
     load = {n: loads.get(f"of_{n}", 2e9) for n in lanes}
     return Rates(dict.fromkeys(lanes, 4e9), load, 1e-9, dict.fromkeys(BUFFERS, 1e11), 1e10)
 
