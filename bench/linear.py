@@ -4,7 +4,8 @@ For every case: correctness against float64 first; then our layer and the faster
 dense PyTorch, interleaved. Ten rounds of both before decide which that is; their times are recorded as
 "trials". A call is what a user calls, ``layer(x)``: packing of activations, tails, bias and output
 layout are all inside. The speed-up is the median of the ratios within a round. Share of peak is the
-non-zero FLOP rate over the float32 multiply-add peak measured in the same run; efficiency is speed-up x density.
+non-zero FLOP rate over the multiply-add peak of the dtype measured in the same run (of bfloat16 where the CPU
+has dot products of them); efficiency is speed-up x density.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def shape_cases(
         for density in options.densities if implied is None else (1 - implied,):
             layer = sk.SparseLinear.from_dense(linear, granularity, sparsity=1 - density)
             error = check(layer, x)
-            peak = fma_peak(count, 0.05)
+            peak = fma_peak(count, 0.05, options.dtype)
             record = against_dense(partial(layer, x), variants, trial, options.rounds, layer.packed.density)
             request = Request(layer.granularity, (out_features, in_features), options.dtype, "cpu")
             yield {

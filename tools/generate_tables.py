@@ -13,7 +13,8 @@ from pathlib import Path
 import sparsekern as sk
 
 ROOT = Path(__file__).resolve().parents[1]
-ISAS = {"avx512": "AVX-512", "avx2": "AVX2", "portable": "portable C++"}
+ISAS = {"avx512_bf16": "AVX512-BF16", "avx512": "AVX-512", "avx2": "AVX2", "portable": "portable C++"}
+LEVELS = list(ISAS)
 
 
 def documents() -> list[Path]:
@@ -29,23 +30,33 @@ def kernel_table() -> str:
 
 
 def support_matrix() -> str:
-    """What products have a hand-written kernel on which instruction set; the reference back end serves the rest."""
+    """What products have a hand-written kernel on which instruction set; the reference back end serves the rest.
+
+    A kernel of one instruction set serves those above it too.
+    """
     records = [kernel for kernel in sk.kernels() if "_grad_" not in kernel.op]
     # Where one kernel takes all that another takes, such as 16n x c all of 32n x c, its line says it for both.
-    widest = [kernel for kernel in records if not any(_wider(other, kernel) for other in records)]
+    widest = [kernel for kernel in records if not any(_says_it_for(other, kernel) for other in records)]
     isas_of: dict[tuple[str, str], set[str]] = {}
     for kernel in widest:
         isas_of.setdefault((kernel.takes, ", ".join(kernel.dtypes)), set()).add(kernel.isa)
     rows = [
-        (takes, dtypes, *("kernel" if isa in isas else "reference" for isa in ISAS))
+        (takes, dtypes, *("kernel" if isas & set(LEVELS[i:]) else "reference" for i in range(len(LEVELS))))
         for (takes, dtypes), isas in isas_of.items()
     ]
     return _markdown(("granularity", "weights", *ISAS.values()), rows)
 
 
-def _wider(kernel: sk.KernelRecord, other: sk.KernelRecord) -> bool:
-    comparable = (kernel.isa, kernel.granularity) == (other.isa, other.granularity)
-    return comparable and kernel.covers(other) and not other.covers(kernel)
+def _says_it_for(kernel: sk.KernelRecord, other: sk.KernelRecord) -> bool:
+    if (
+        not {kernel.isa, other.isa} <= set(LEVELS)
+        or not kernel.covers(other)
+        or not set(other.dtypes) <= {*kernel.dtypes}
+    ):
+        return False
+    above = LEVELS.index(other.isa) < LEVELS.index(kernel.isa)
+    same = other.isa == kernel.isa and not other.covers(kernel)
+    return (above and other.dtypes != kernel.dtypes) or same
 
 
 TABLES: dict[str, Callable[[], str]] = {"kernels": kernel_table, "support": support_matrix}

@@ -4,6 +4,8 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <type_traits>
+
 namespace sparsekern {
 
 using torch::headeronly::ScalarType;
@@ -26,12 +28,13 @@ int64_t row_stride(const Tensor& x) {
   return stride < x.size(last) ? -1 : stride;
 }
 
-void check_values(const Tensor& values, const char* op) {
-  const ScalarType dtype = values.scalar_type();
-  STD_TORCH_CHECK((dtype == ScalarType::Float || dtype == ScalarType::BFloat16) &&
-                      values.is_contiguous() && values.is_cpu(),
-                  op, ": expected contiguous float32 or bfloat16 values on the CPU", found(values));
+void check_values(const Tensor& values, ScalarType dtype, const char* op) {
+  STD_TORCH_CHECK(values.scalar_type() == dtype && values.is_contiguous() && values.is_cpu(), op,
+                  ": expected contiguous ", dtype_name(dtype), " values on the CPU", found(values));
 }
+
+template <class T>
+constexpr ScalarType kDtype = std::is_same_v<T, float> ? ScalarType::Float : ScalarType::BFloat16;
 
 }  // namespace
 
@@ -55,11 +58,19 @@ std::string found(const Tensor& tensor) {
   return text;
 }
 
-BlockMatrix view_blocks(const Tensor& values, const Tensor& columns, const Tensor& offsets,
-                        int64_t out_features, int64_t in_features, const char* op) {
-  check_values(values, op);
+Numbers numbers_of(const Tensor& values, const char* op) {
+  const ScalarType dtype = values.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, op,
+                  ": expected float32 or bfloat16 values", found(values));
+  return dtype == ScalarType::Float ? Numbers::kFloat32 : Numbers::kBFloat16;
+}
+
+template <class T>
+BlockMatrixOf<T> view_blocks(const Tensor& values, const Tensor& columns, const Tensor& offsets,
+                             int64_t out_features, int64_t in_features, const char* op) {
+  check_values(values, kDtype<T>, op);
   STD_TORCH_CHECK(values.dim() == 3, op, ": expected values [blocks, cols, rows]", found(values));
-  BlockMatrix a;
+  BlockMatrixOf<T> a;
   a.out_features = out_features;
   a.in_features = in_features;
   a.cols = values.size(1);
@@ -84,9 +95,8 @@ BlockMatrix view_blocks(const Tensor& values, const Tensor& columns, const Tenso
                       offsets.size(0) == a.block_rows() + 1,
                   op, ": expected int32 offsets [", a.block_rows() + 1, "]", found(offsets));
   // Kernels add offsets to it even where no block is stored.
-  static const float kNoValues = 0.0f;
-  const bool is_read = values.size(0) > 0 && values.scalar_type() == ScalarType::Float;
-  a.values = is_read ? static_cast<const float*>(values.data_ptr()) : &kNoValues;
+  static const T kNoValues{};
+  a.values = values.size(0) > 0 ? static_cast<const T*>(values.data_ptr()) : &kNoValues;
   a.columns = static_cast<const uint16_t*>(columns.data_ptr());
   a.offsets = static_cast<const int32_t*>(offsets.data_ptr());
   STD_TORCH_CHECK(a.offsets[a.block_rows()] == values.size(0), op, ": offsets end at ",
@@ -95,19 +105,20 @@ BlockMatrix view_blocks(const Tensor& values, const Tensor& columns, const Tenso
   return a;
 }
 
-NMMatrix view_nm(const Tensor& values, const Tensor& positions, int64_t n, int64_t m,
-                 int64_t out_features, int64_t in_features, const char* op) {
+template <class T>
+NMMatrixOf<T> view_nm(const Tensor& values, const Tensor& positions, int64_t n, int64_t m,
+                      int64_t out_features, int64_t in_features, const char* op) {
   // Sizes are bounded before they are multiplied.
   STD_TORCH_CHECK(n >= 1 && n < m && m <= 32 && out_features > 0 && out_features <= INT32_MAX &&
                       in_features > 0 && in_features <= INT32_MAX,
                   op, ": expected 1 <= n < m <= 32 and sizes > 0, got ", n, ":", m,
                   " of a weight [", out_features, ", ", in_features, "]");
-  NMMatrix a;
+  NMMatrixOf<T> a;
   a.out_features = out_features;
   a.in_features = in_features;
   a.n = n;
   a.m = m;
-  check_values(values, op);
+  check_values(values, kDtype<T>, op);
   STD_TORCH_CHECK(values.dim() == 4 && values.size(0) == a.row_tiles() &&
                       values.size(1) == a.group_tiles() && values.size(2) == 32 &&
                       values.size(3) == 4 * n,
@@ -120,11 +131,19 @@ NMMatrix view_nm(const Tensor& values, const Tensor& positions, int64_t n, int64
                       positions.size(4) == n * a.position_bits(),
                   op, ": expected uint8 positions [", a.row_tiles(), ", ", a.group_tiles(),
                   ", 8, 2, ", n * a.position_bits(), "]", found(positions));
-  const bool is_read = values.scalar_type() == ScalarType::Float;
-  a.values = is_read ? static_cast<const float*>(values.data_ptr()) : nullptr;
+  a.values = static_cast<const T*>(values.data_ptr());
   a.positions = static_cast<const uint8_t*>(positions.data_ptr());
   return a;
 }
+
+template BlockMatrixOf<float> view_blocks(const Tensor&, const Tensor&, const Tensor&, int64_t,
+                                          int64_t, const char*);
+template BlockMatrixOf<BFloat16> view_blocks(const Tensor&, const Tensor&, const Tensor&, int64_t,
+                                             int64_t, const char*);
+template NMMatrixOf<float> view_nm(const Tensor&, const Tensor&, int64_t, int64_t, int64_t, int64_t,
+                                   const char*);
+template NMMatrixOf<BFloat16> view_nm(const Tensor&, const Tensor&, int64_t, int64_t, int64_t,
+                                      int64_t, const char*);
 
 Rows view_rows(const Tensor& x, ScalarType dtype, int64_t columns, const char* name,
                const char* op) {

@@ -20,14 +20,21 @@ const char* dtype_name(torch::headeronly::ScalarType dtype);
 // What messages call a format with blocks of so many rows.
 std::string format_text(Format format, int64_t block_rows);
 
-// The weight that the tensors hold, but for its values if they are bfloat16. `op`: as errors name
-// it. The index values were verified when it was packed or loaded; shapes are checked here, at each
-// call, because a wrong one would read outside a tensor.
-BlockMatrix view_blocks(const torch::stable::Tensor& values, const torch::stable::Tensor& columns,
-                        const torch::stable::Tensor& offsets, int64_t out_features,
-                        int64_t in_features, const char* op);
-NMMatrix view_nm(const torch::stable::Tensor& values, const torch::stable::Tensor& positions,
-                 int64_t n, int64_t m, int64_t out_features, int64_t in_features, const char* op);
+// The numbers of a dtype that kernels have; an error for any other.
+Numbers numbers_of(const torch::stable::Tensor& values, const char* op);
+
+// The weight that the tensors hold, whose values are T. `op`: as errors name it. The index values
+// were verified when it was packed or loaded; shapes are checked here, at each call, because a
+// wrong one would read outside a tensor.
+template <class T>
+BlockMatrixOf<T> view_blocks(const torch::stable::Tensor& values,
+                             const torch::stable::Tensor& columns,
+                             const torch::stable::Tensor& offsets, int64_t out_features,
+                             int64_t in_features, const char* op);
+template <class T>
+NMMatrixOf<T> view_nm(const torch::stable::Tensor& values, const torch::stable::Tensor& positions,
+                      int64_t n, int64_t m, int64_t out_features, int64_t in_features,
+                      const char* op);
 
 // Rows of the last dimension, in memory that one stride describes.
 struct Rows {

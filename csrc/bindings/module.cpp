@@ -31,6 +31,17 @@ void set_isa(const std::string& name) {
   throw py::value_error("instruction set '" + name + "' is not supported by this CPU");
 }
 
+const char* numbers_name(Numbers numbers) {
+  return numbers == Numbers::kFloat32 ? "float32" : "bfloat16";
+}
+
+Numbers parse_numbers(const std::string& name) {
+  for (const Numbers numbers : {Numbers::kFloat32, Numbers::kBFloat16}) {
+    if (name == numbers_name(numbers)) return numbers;
+  }
+  throw py::value_error("expected values of float32 or bfloat16, got '" + name + "'");
+}
+
 const char* format_name(Format format) { return format == Format::kBlock ? "block" : "nm"; }
 
 const char* family_name(KernelFamily family) {
@@ -41,6 +52,8 @@ const char* family_name(KernelFamily family) {
       return "tokens";
     case KernelFamily::kSingle:
       return "single";
+    case KernelFamily::kPairs:
+      return "pairs";
     default:
       return "vector";
   }
@@ -58,6 +71,7 @@ py::list kernels() {
     record["rows"] = kernel.rows;
     record["multiple"] = kernel.multiple;
     record["isa"] = isa_name(kernel.isa);
+    record["numbers"] = numbers_name(kernel.numbers);
     record["min_tokens"] = kernel.min_tokens;
     record["runs_here"] = kernel.run != nullptr && isa_supported(kernel.isa);
     record["family"] = family_name(kernel.family);
@@ -90,10 +104,12 @@ py::list grad_kernels() {
   return records;
 }
 
-std::string choose(const std::string& format, int64_t block_rows, int64_t tokens) {
+std::string choose(const std::string& format, int64_t block_rows, int64_t tokens,
+                   const std::string& values) {
+  const Numbers numbers = parse_numbers(values);
   for (const Format known : {Format::kBlock, Format::kNM}) {
     if (format != format_name(known)) continue;
-    const KernelInfo* kernel = choose_kernel(known, block_rows, tokens);
+    const KernelInfo* kernel = choose_kernel(known, numbers, block_rows, tokens);
     return kernel == nullptr ? "" : kernel->name;
   }
   throw py::value_error("unknown format '" + format + "'");
@@ -111,10 +127,16 @@ PYBIND11_MODULE(_C, m) {
   m.def("kernels", &kernels, "The CPU kernel table.");
   m.def("grad_kernels", &grad_kernels, "The CPU kernel table of the gradients.");
   m.def("choose", &choose, py::arg("format"), py::arg("rows"), py::arg("tokens"),
+        py::arg("values") = "float32",
         "Name of the kernel that serves a format with so many rows together; empty if none does.");
-  m.def("fma_peak_gflops", &fma_peak_gflops, py::arg("seconds"),
-        py::call_guard<py::gil_scoped_release>(),
-        "float32 multiply-add peak of one core at the level in use, in GFLOP/s.");
+  m.def(
+      "fma_peak_gflops",
+      [](double seconds, const std::string& values) {
+        return fma_peak_gflops(seconds, parse_numbers(values));
+      },
+      py::arg("seconds"), py::arg("values") = "float32", py::call_guard<py::gil_scoped_release>(),
+      "Multiply-add peak of one core at the level in use, in GFLOP/s: of bfloat16 where the level "
+      "multiplies them, else of float32.");
   m.def("multiply_adds_a_second", &multiply_adds_a_second, py::arg("lanes"), py::arg("seconds"),
         py::call_guard<py::gil_scoped_release>(),
         "Multiply-adds of vectors of so many floats that one core does a second, in registers.");

@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "bindings/arguments.h"
-#include "cpu/bfloat16.h"
 #include "cpu/dispatch.h"
 
 namespace sparsekern {
@@ -30,37 +29,28 @@ Activation parse_activation(const std::string& name, const char* op) {
                   "'");
 }
 
-const KernelInfo& pick_kernel(const std::string& name, Format format, int64_t block_rows,
-                              int64_t tokens, const char* op) {
-  const KernelInfo* kernel = name.empty() ? choose_kernel(format, block_rows, max64(1, tokens))
-                                          : find_kernel(name.c_str());
+const KernelInfo& pick_kernel(const std::string& name, Format format, Numbers values,
+                              int64_t block_rows, int64_t tokens, const char* op) {
+  const KernelInfo* kernel = name.empty()
+                                 ? choose_kernel(format, values, block_rows, max64(1, tokens))
+                                 : find_kernel(name.c_str());
   const std::string what = format_text(format, block_rows);
   STD_TORCH_CHECK(kernel != nullptr, op, ": no kernel ",
                   name.empty() ? "" : "named '" + name + "' ", "for ", what,
                   "; python -m sparsekern kernels lists them");
-  STD_TORCH_CHECK(
-      kernel->run != nullptr && isa_supported(kernel->isa) && kernel->takes(format, block_rows), op,
-      ": kernel '", kernel->name, "' does not run on this CPU or does not take ", what);
+  STD_TORCH_CHECK(kernel->run != nullptr && isa_supported(kernel->isa) &&
+                      kernel->takes(format, values, block_rows),
+                  op, ": kernel '", kernel->name, "' does not run on this CPU or does not take ",
+                  what, " of ", values == Numbers::kFloat32 ? "float32" : "bfloat16");
   return *kernel;
-}
-
-template <class T>
-CallOf<T> call_of(const Rows& rows, Tensor& y, int64_t out_features,
-                  const std::optional<Tensor>& bias, Activation activation) {
-  return {rows.data<T>(),
-          rows.stride,
-          static_cast<T*>(y.data_ptr()),
-          out_features,
-          bias.has_value() ? static_cast<const T*>(bias->data_ptr()) : nullptr,
-          activation};
 }
 
 // activation(x * a^T + bias), by the kernel of that name, or the one chosen if it is empty.
 template <class Matrix>
 Tensor linear(const char* op, const Tensor& x, Format format, int64_t block_rows, const Matrix& a,
-              const Tensor& values, std::optional<Tensor> bias, const std::string& activation_name,
+              ScalarType dtype, std::optional<Tensor> bias, const std::string& activation_name,
               const std::string& kernel_name) {
-  const ScalarType dtype = values.scalar_type();
+  using T = typename Matrix::Value;
   const Rows rows = view_rows(x, dtype, a.in_features, "an input", op);
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
   shape.back() = a.out_features;
@@ -72,17 +62,15 @@ Tensor linear(const char* op, const Tensor& x, Format format, int64_t block_rows
                     found(*bias));
     if (!bias->is_contiguous()) bias = torch::stable::contiguous(*bias);
   }
-  const Activation activation = parse_activation(activation_name, op);
-  const KernelInfo& kernel = pick_kernel(kernel_name, format, block_rows, rows.count, op);
-  const int64_t threads = torch::stable::get_num_threads();
-  if (dtype == ScalarType::Float) {
-    const auto call = call_of<float>(rows, y, a.out_features, bias, activation);
-    run_linear(kernel, a, call, rows.count, threads, on_torch_threads);
-  } else {
-    const auto call = call_of<BFloat16>(rows, y, a.out_features, bias, activation);
-    run_linear(kernel, a, static_cast<const BFloat16*>(values.data_ptr()), call, rows.count,
-               threads, on_torch_threads);
-  }
+  const CallOf<T> call{rows.data<T>(),
+                       rows.stride,
+                       static_cast<T*>(y.data_ptr()),
+                       a.out_features,
+                       bias.has_value() ? static_cast<const T*>(bias->data_ptr()) : nullptr,
+                       parse_activation(activation_name, op)};
+  const Numbers values = dtype == ScalarType::Float ? Numbers::kFloat32 : Numbers::kBFloat16;
+  const KernelInfo& kernel = pick_kernel(kernel_name, format, values, block_rows, rows.count, op);
+  run_linear(kernel, a, call, rows.count, torch::stable::get_num_threads(), on_torch_threads);
   return y;
 }
 
@@ -90,17 +78,28 @@ Tensor block_linear(const Tensor& x, const Tensor& values, const Tensor& columns
                     const Tensor& offsets, std::optional<Tensor> bias, int64_t out_features,
                     int64_t in_features, std::string activation, std::string kernel_name) {
   constexpr const char* kOp = "sparsekern::block_linear";
-  const BlockMatrix a = view_blocks(values, columns, offsets, out_features, in_features, kOp);
-  return linear(kOp, x, Format::kBlock, a.rows, a, values, std::move(bias), activation,
-                kernel_name);
+  const auto run = [&](const auto& a) {
+    return linear(kOp, x, Format::kBlock, a.rows, a, values.scalar_type(), std::move(bias),
+                  activation, kernel_name);
+  };
+  if (numbers_of(values, kOp) == Numbers::kFloat32) {
+    return run(view_blocks<float>(values, columns, offsets, out_features, in_features, kOp));
+  }
+  return run(view_blocks<BFloat16>(values, columns, offsets, out_features, in_features, kOp));
 }
 
 Tensor nm_linear(const Tensor& x, const Tensor& values, const Tensor& positions,
                  std::optional<Tensor> bias, int64_t n, int64_t m, int64_t out_features,
                  int64_t in_features, std::string activation, std::string kernel_name) {
   constexpr const char* kOp = "sparsekern::nm_linear";
-  const NMMatrix a = view_nm(values, positions, n, m, out_features, in_features, kOp);
-  return linear(kOp, x, Format::kNM, 1, a, values, std::move(bias), activation, kernel_name);
+  const auto run = [&](const auto& a) {
+    return linear(kOp, x, Format::kNM, 1, a, values.scalar_type(), std::move(bias), activation,
+                  kernel_name);
+  };
+  if (numbers_of(values, kOp) == Numbers::kFloat32) {
+    return run(view_nm<float>(values, positions, n, m, out_features, in_features, kOp));
+  }
+  return run(view_nm<BFloat16>(values, positions, n, m, out_features, in_features, kOp));
 }
 
 }  // namespace

@@ -77,7 +77,8 @@ Tensor block_grad_input(const Tensor& grad, const Tensor& values, const Tensor& 
                         const Tensor& offsets, int64_t out_features, int64_t in_features,
                         std::string kernel_name) {
   constexpr const char* kOp = "sparsekern::block_linear_grad_input";
-  const BlockMatrix a = view_blocks(values, columns, offsets, out_features, in_features, kOp);
+  const BlockMatrix a =
+      view_blocks<float>(values, columns, offsets, out_features, in_features, kOp);
   return grad_input(kOp, grad, values, Format::kBlock, a.rows, a, kernel_name);
 }
 
@@ -85,7 +86,8 @@ Tensor block_grad_values(const Tensor& grad, const Tensor& x, const Tensor& valu
                          const Tensor& columns, const Tensor& offsets, int64_t out_features,
                          int64_t in_features, std::string kernel_name) {
   constexpr const char* kOp = "sparsekern::block_linear_grad_values";
-  const BlockMatrix a = view_blocks(values, columns, offsets, out_features, in_features, kOp);
+  const BlockMatrix a =
+      view_blocks<float>(values, columns, offsets, out_features, in_features, kOp);
   return grad_values(kOp, grad, x, values, Format::kBlock, a.rows, a, kernel_name);
 }
 
@@ -93,7 +95,7 @@ Tensor nm_grad_input(const Tensor& grad, const Tensor& values, const Tensor& pos
                      int64_t m, int64_t out_features, int64_t in_features,
                      std::string kernel_name) {
   constexpr const char* kOp = "sparsekern::nm_linear_grad_input";
-  const NMMatrix a = view_nm(values, positions, n, m, out_features, in_features, kOp);
+  const NMMatrix a = view_nm<float>(values, positions, n, m, out_features, in_features, kOp);
   return grad_input(kOp, grad, values, Format::kNM, 1, a, kernel_name);
 }
 
@@ -101,7 +103,7 @@ Tensor nm_grad_values(const Tensor& grad, const Tensor& x, const Tensor& values,
                       const Tensor& positions, int64_t n, int64_t m, int64_t out_features,
                       int64_t in_features, std::string kernel_name) {
   constexpr const char* kOp = "sparsekern::nm_linear_grad_values";
-  const NMMatrix a = view_nm(values, positions, n, m, out_features, in_features, kOp);
+  const NMMatrix a = view_nm<float>(values, positions, n, m, out_features, in_features, kOp);
   return grad_values(kOp, grad, x, values, Format::kNM, 1, a, kernel_name);
 }
 

@@ -27,7 +27,10 @@ Isa detect() {
   const bool avx2 = b & (1u << 5);
   const unsigned f = 1u << 16, dq = 1u << 17, bw = 1u << 30, vl = 1u << 31;
   const bool avx512 = (b & (f | dq | bw | vl)) == (f | dq | bw | vl);
-  if (avx512 && avx2 && (state & zmm) == zmm) return Isa::kAvx512;
+  if (avx512 && avx2 && (state & zmm) == zmm) {
+    const bool bf16 = __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
+    return bf16 ? Isa::kAvx512Bf16 : Isa::kAvx512;
+  }
   if (avx2 && (state & ymm) == ymm) return Isa::kAvx2;
   return Isa::kPortable;
 }
@@ -49,6 +52,8 @@ std::atomic<int>& limit() {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::kAvx512Bf16:
+      return "avx512_bf16";
     case Isa::kAvx512:
       return "avx512";
     case Isa::kAvx2:

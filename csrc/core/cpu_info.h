@@ -3,8 +3,8 @@
 
 namespace sparsekern {
 
-enum class Isa : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
-constexpr int kIsaLevels = 3;
+enum class Isa : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
+constexpr int kIsaLevels = 4;
 
 const char* isa_name(Isa isa);
 

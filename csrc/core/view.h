@@ -20,9 +20,16 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// What a kernel multiplies. Those of float32 serve bfloat16 too, whose numbers are widened for
+// them.
+enum class Numbers : int32_t { kFloat32, kBFloat16 };
+
 // A weight [out_features, in_features] in blocks of rows x cols (sparsekern/layouts/block.py).
-struct BlockMatrix {
-  const float* values;      // [blocks][cols][rows]
+template <class T>
+struct BlockMatrixOf {
+  using Value = T;
+
+  const T* values;          // [blocks][cols][rows]
   const uint16_t* columns;  // [blocks], block column, ascending within a block row
   const int32_t* offsets;   // [block_rows() + 1], first block of each block row
   int64_t out_features;
@@ -42,14 +49,17 @@ struct BlockMatrix {
   // What the bands before this one cost, in blocks: a block row without any costs a little too.
   int64_t cost_before(int64_t band) const { return offsets[band] + band; }
 };
+using BlockMatrix = BlockMatrixOf<float>;
 
 // A weight [out_features, in_features] of which each row keeps n of every m inputs, in the order of
 // tensor-core fragments (sparsekern/layouts/fragments.py): in a tile of 16 rows and 8 groups, row
 // g + 8 pair and group q + 4 half.
-struct NMMatrix {
+template <class T>
+struct NMMatrixOf {
+  using Value = T;
   static constexpr int64_t kTileRows = 16, kTileGroups = 8;
 
-  const float* values;       // [row tiles][group tiles][g][q][half][pair][n]
+  const T* values;           // [row tiles][group tiles][g][q][half][pair][n]
   const uint8_t* positions;  // [row tiles][group tiles][g][half][pair][q][n] in position_bits()
   int64_t out_features;
   int64_t in_features;
@@ -69,6 +79,7 @@ struct NMMatrix {
   int64_t stored_before(int64_t band) const { return band * group_tiles() * tile_values(); }
   int64_t cost_before(int64_t band) const { return band; }
 };
+using NMMatrix = NMMatrixOf<float>;
 
 enum class Activation : int32_t { kNone, kRelu, kGelu, kSilu };
 
@@ -90,6 +101,18 @@ constexpr int64_t kMostChunkRows = 4096;
 constexpr int64_t kMostCells = 32 * 1024;
 constexpr int64_t kMostCursors = kMostCells / 4;  // of as many outputs, for vectors of 4 tokens
 
+// Tokens that kernels of bfloat16 pack at a time; the weights that they pair anew for each of these
+// batches, 192 KiB at a time or those of a cache line of outputs; and the strips of them.
+constexpr int64_t kPairsTokens = 256;
+constexpr int64_t kMostStrips = 1024;
+constexpr int64_t pairs_in_chunk(int64_t padded_inputs) {
+  return max64(48 * 1024, 32 * ceil_div(padded_inputs, 2));
+}
+constexpr int64_t kPairsSlack = 16;  // room for a vector beyond
+
+// bfloat16 that the pairs of a K-tile take, at most.
+constexpr int64_t kMostExpanded = 16 * 11 * 128;
+
 // One thread's share of a call, and the memory it may use: for spans, and for packed activations.
 struct Share {
   int64_t token_begin, token_end;
@@ -99,10 +122,12 @@ struct Share {
 };
 
 // How the loop of a kernel is laid out, which says how many loads its multiply-adds take: vectors
-// of outputs, vectors of tokens, vectors of tokens for one output at a time, or a single token.
-enum class KernelFamily : int32_t { kOutputs, kTokens, kSingle, kVector };
+// of outputs, vectors of tokens, vectors of tokens for one output at a time, a single token, or
+// vectors of tokens with two inputs each.
+enum class KernelFamily : int32_t { kOutputs, kTokens, kSingle, kVector, kPairs };
 
-// The weight is a BlockMatrix or an NMMatrix, as the kernel's format says.
-using LinearKernel = void (*)(const void* weight, const LinearCall*, const Share*);
+// The weight is a BlockMatrixOf or an NMMatrixOf, as the kernel's format says, and the call a
+// CallOf, of the kernel's numbers.
+using LinearKernel = void (*)(const void* weight, const void* call, const Share*);
 
 }  // namespace sparsekern

@@ -62,25 +62,21 @@ void narrow(const float* from, int64_t count, BFloat16* to) {
   }
 }
 
-// Bands [begin, end) as a weight of its own, of which `values` are widened and the `offsets`
-// [bands + 1] are counted from its beginning.
-BlockMatrix part_of(const BlockMatrix& a, int64_t begin, int64_t end, const float* values,
-                    int32_t* offsets) {
+// Bands [begin, end), of `outputs`, as a weight of its own, of which `values` are widened and the
+// `offsets` [bands + 1] are counted from its beginning.
+BlockMatrix part_of(const BlockMatrixOf<BFloat16>& a, int64_t begin, int64_t end, int64_t outputs,
+                    const float* values, int32_t* offsets) {
   for (int64_t row = begin; row <= end; ++row) {
     offsets[row - begin] = a.offsets[row] - a.offsets[begin];
   }
-  BlockMatrix part = a;
-  part.values = values;
-  part.columns += a.offsets[begin];
-  part.offsets = offsets;
-  return part;
+  return {values,   a.columns + a.offsets[begin], offsets, outputs, a.in_features, a.rows, a.cols,
+          a.density};
 }
 
-NMMatrix part_of(const NMMatrix& a, int64_t begin, int64_t, const float* values, int32_t*) {
-  NMMatrix part = a;
-  part.values = values;
-  part.positions += a.stored_before(begin) * a.position_bits() / 8;
-  return part;
+NMMatrix part_of(const NMMatrixOf<BFloat16>& a, int64_t begin, int64_t, int64_t outputs,
+                 const float* values, int32_t*) {
+  const int64_t bits_before = a.stored_before(begin) * a.position_bits();
+  return {values, a.positions + bits_before / 8, outputs, a.in_features, a.n, a.m};
 }
 
 // First band beyond those from `begin` on, one at least, that fill a chunk.
@@ -109,8 +105,8 @@ struct ChunkSizes {
 };
 
 template <class Matrix>
-void run_share(const KernelInfo& kernel, const Matrix& a, const BFloat16* values,
-               const CallOf<BFloat16>& call, const Share& share) {
+void run_share(const KernelInfo& kernel, const Matrix& a, const CallOf<BFloat16>& call,
+               const Share& share) {
   // Batches are cut evenly: how many tokens one has must not depend on the number of threads, for
   // with few of them sums are taken in another order.
   const int64_t total = share.token_end - share.token_begin;
@@ -147,10 +143,9 @@ void run_share(const KernelInfo& kernel, const Matrix& a, const BFloat16* values
       const int64_t output = begin * a.band_outputs();
       const int64_t outputs = min64(end * a.band_outputs(), a.out_features) - output;
       const int64_t stored = a.stored_before(begin);
-      widen_from_memory(values + stored, a.stored_before(end) - stored, weights);
+      widen_from_memory(a.values + stored, a.stored_before(end) - stored, weights);
       if (call.bias) widen(call.bias + output, outputs, bias);
-      Matrix part = part_of(a, begin, end, weights, offsets);
-      part.out_features = outputs;
+      const auto part = part_of(a, begin, end, outputs, weights, offsets);
       const Share all{0, tokens, 0, end - begin, kernel_scratch, kernel_floats};
       kernel.run(&part, &wide, &all);
       for (int64_t t = 0; t < tokens; ++t) {
@@ -162,17 +157,17 @@ void run_share(const KernelInfo& kernel, const Matrix& a, const BFloat16* values
 
 }  // namespace
 
-template <class Matrix>
-void run_linear(const KernelInfo& kernel, const Matrix& a, const BFloat16* values,
-                const CallOf<BFloat16>& call, int64_t tokens, int64_t threads,
-                ParallelFor parallel_for) {
+template <template <class> class MatrixOf>
+void run_widened(const KernelInfo& kernel, const MatrixOf<BFloat16>& a,
+                 const CallOf<BFloat16>& call, int64_t tokens, int64_t threads,
+                 ParallelFor parallel_for) {
   for_each_share(kernel, a, tokens, threads, parallel_for,
-                 [&](const Share& share) { run_share(kernel, a, values, call, share); });
+                 [&](const Share& share) { run_share(kernel, a, call, share); });
 }
 
-template void run_linear(const KernelInfo&, const BlockMatrix&, const BFloat16*,
-                         const CallOf<BFloat16>&, int64_t, int64_t, ParallelFor);
-template void run_linear(const KernelInfo&, const NMMatrix&, const BFloat16*,
-                         const CallOf<BFloat16>&, int64_t, int64_t, ParallelFor);
+template void run_widened(const KernelInfo&, const BlockMatrixOf<BFloat16>&,
+                          const CallOf<BFloat16>&, int64_t, int64_t, ParallelFor);
+template void run_widened(const KernelInfo&, const NMMatrixOf<BFloat16>&, const CallOf<BFloat16>&,
+                          int64_t, int64_t, ParallelFor);
 
 }  // namespace sparsekern

@@ -5,11 +5,11 @@
 
 namespace sparsekern {
 
-// y = activation(x W^T + bias) for `tokens` rows of x, summed in float32 and rounded once. `a` is
-// the weight without its values, which are `values`.
-template <class Matrix>
-void run_linear(const KernelInfo& kernel, const Matrix& a, const BFloat16* values,
-                const CallOf<BFloat16>& call, int64_t tokens, int64_t threads,
-                ParallelFor parallel_for);
+// y = activation(x W^T + bias) for `tokens` rows of x, by a kernel of float32: summed as such, and
+// rounded once.
+template <template <class> class MatrixOf>
+void run_widened(const KernelInfo& kernel, const MatrixOf<BFloat16>& a,
+                 const CallOf<BFloat16>& call, int64_t tokens, int64_t threads,
+                 ParallelFor parallel_for);
 
 }  // namespace sparsekern

@@ -10,6 +10,7 @@ namespace sparsekern {
 struct KernelInfo {
   const char* name;
   Format format;
+  Numbers numbers;
   Isa isa;
   int64_t rows;
   bool multiple;  // any multiple of `rows`, not just `rows`
@@ -20,25 +21,27 @@ struct KernelInfo {
   int64_t lanes;    // of its vectors
   LinearKernel run;
 
-  bool takes(Format of, int64_t block_rows) const {
-    return of == format && (multiple ? block_rows % rows == 0 : block_rows == rows);
+  bool takes(Format of, Numbers values, int64_t block_rows) const {
+    const bool has_numbers = numbers == Numbers::kFloat32 || numbers == values;
+    return of == format && has_numbers && (multiple ? block_rows % rows == 0 : block_rows == rows);
   }
 };
 
 // The kernel table, most preferred first.
 const KernelInfo* kernel_table(int* count);
 
-// First kernel of the table that takes the format, the height of its blocks, the number of tokens
-// and the ISA limit; or null.
-const KernelInfo* choose_kernel(Format format, int64_t block_rows, int64_t tokens);
+// First kernel of the table that takes the format, the numbers it holds, the height of its blocks,
+// the number of tokens and the ISA limit; or null.
+const KernelInfo* choose_kernel(Format format, Numbers values, int64_t block_rows, int64_t tokens);
 
 // The kernel of that name; null if there is none.
 const KernelInfo* find_kernel(const char* name);
 
-// y = activation(x W^T + bias) for `tokens` rows of x, on at most `threads` threads.
-void run_linear(const KernelInfo& kernel, const BlockMatrix& a, const LinearCall& call,
-                int64_t tokens, int64_t threads, ParallelFor parallel_for);
-void run_linear(const KernelInfo& kernel, const NMMatrix& a, const LinearCall& call, int64_t tokens,
-                int64_t threads, ParallelFor parallel_for);
+// y = activation(x W^T + bias) for `tokens` rows of x, on at most `threads` threads. The kernel
+// takes the matrix, which is one of those of core/view.h.
+template <class Matrix>
+void run_linear(const KernelInfo& kernel, const Matrix& a,
+                const CallOf<typename Matrix::Value>& call, int64_t tokens, int64_t threads,
+                ParallelFor parallel_for);
 
 }  // namespace sparsekern

@@ -34,19 +34,20 @@ struct Chunk {
 
 // Activations that the next panel will ask for. They are fetched into L2 little by little, strip by
 // strip: asked for all at once, from memory, they would have to be waited for.
-class Ahead {
+template <class T>
+class AheadOf {
  public:
-  Ahead() = default;
-  Ahead(const float* x, int64_t stride, int64_t tokens, int64_t inputs, int64_t strips)
+  AheadOf() = default;
+  AheadOf(const T* x, int64_t stride, int64_t tokens, int64_t inputs, int64_t strips)
       : x_(x),
-        gap_(stride - ceil_div(inputs, kLine) * kLine),
-        lines_(ceil_div(inputs, kLine)),
+        gap_(stride - ceil_div(inputs, kPerLine) * kPerLine),
+        lines_(ceil_div(inputs, kPerLine)),
         lines_left_(lines_),
         left_(tokens * lines_),
         step_(min64(kMostLines, ceil_div(left_, strips))) {}
 
   SPARSEKERN_INLINE void fetch_some() {
-    for (const int64_t stop = max64(0, left_ - step_); left_ > stop; --left_, x_ += kLine) {
+    for (const int64_t stop = max64(0, left_ - step_); left_ > stop; --left_, x_ += kPerLine) {
       __builtin_prefetch(x_, 0, 2);
       if (--lines_left_ == 0) {
         lines_left_ = lines_;
@@ -57,13 +58,15 @@ class Ahead {
 
  private:
   static constexpr int64_t kMostLines = 64;  // at once; a core has some twenty reads under way
+  static constexpr int64_t kPerLine = 64 / sizeof(T);
 
-  const float* x_ = nullptr;
-  int64_t gap_ = 0;              // floats from the last line of a row to the next row
+  const T* x_ = nullptr;
+  int64_t gap_ = 0;              // numbers from the last line of a row to the next row
   int64_t lines_ = 0;            // of a row
   int64_t lines_left_ = 0;       // of this row
   int64_t left_ = 0, step_ = 0;  // lines left of all rows, and to fetch at a time
 };
+using Ahead = AheadOf<float>;
 
 // First block in [begin, end) whose column is not below `column`.
 static inline int32_t lower_bound(const uint16_t* columns, int32_t begin, int32_t end,

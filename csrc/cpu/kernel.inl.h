@@ -4,6 +4,7 @@
 #include "cpu/driver.inl.h"
 #include "cpu/panel.inl.h"
 #include "cpu/outputs.inl.h"
+#include "cpu/lines.inl.h"
 #include "cpu/tokens.inl.h"
 #include "cpu/vector.inl.h"
 #include "cpu/picks.inl.h"

@@ -54,10 +54,11 @@ struct alignas(64) Line {
       f("8", reg) f("9", reg) f("10", reg) f("11", reg)
 #define START(n, reg) "vbroadcastss %1, %%" reg n "\n"
 #define CHAIN(n, reg) "vfmadd231ps %%" reg "15, %%" reg "14, %%" reg n "\n"
+#define CHAIN_PAIRS(n, reg) "vdpbf16ps %%" reg "15, %%" reg "14, %%" reg n "\n"
 #define ONE_CHAIN(n, reg) CHAIN("0", reg)
 #define LOADING(n, reg) "vbroadcastss %1, %%" reg "13\n vfmadd231ps %2, %%" reg "13, %%" reg n "\n"
 #define LOOP(step, reg)                                                                            \
-  const float one = 1.0f;                                                                          \
+                                                                                                   \
   const Line line = {{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}};                            \
   __asm__ volatile(TWELVE(START, reg) START("14", reg)                                             \
                        START("15", reg) "1:\n" TWELVE(step, reg) "dec %0\njnz 1b\nvzeroupper\n"    \
@@ -66,15 +67,30 @@ struct alignas(64) Line {
                    : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", \
                      "xmm9", "xmm10", "xmm11", "xmm13", "xmm14", "xmm15")
 // Named by the level that they need.
-#define LOOPS(name, reg)                                          \
-  void chains_##name(int64_t rounds) { LOOP(CHAIN, reg); }        \
-  void one_chain_##name(int64_t rounds) { LOOP(ONE_CHAIN, reg); } \
-  void loading_##name(int64_t rounds) { LOOP(LOADING, reg); }     \
+#define LOOPS(name, reg)                  \
+  void chains_##name(int64_t rounds) {    \
+    const float one = 1.0f;               \
+    LOOP(CHAIN, reg);                     \
+  }                                       \
+  void one_chain_##name(int64_t rounds) { \
+    const float one = 1.0f;               \
+    LOOP(ONE_CHAIN, reg);                 \
+  }                                       \
+  void loading_##name(int64_t rounds) {   \
+    const float one = 1.0f;               \
+    LOOP(LOADING, reg);                   \
+  }                                       \
   constexpr Loops kLoops_##name = {chains_##name, one_chain_##name, loading_##name};
 
 LOOPS(avx2_4_lanes, "xmm")
 LOOPS(avx2_8_lanes, "ymm")
 LOOPS(avx512_16_lanes, "zmm")
+
+// Not inlined: its instructions must stay in a function named by their level.
+__attribute__((noinline)) void chains_avx512_bf16(int64_t rounds) {
+  const uint32_t one = 0x3f803f80;  // twice, as bfloat16
+  LOOP(CHAIN_PAIRS, "zmm");
+}
 #endif
 
 #if defined(__x86_64__)
@@ -154,7 +170,12 @@ double loads_a_second(int64_t lanes, double seconds) {
   return kLoads * best_rounds_a_second(kRounds, seconds, loops.loading);
 }
 
-double fma_peak_gflops(double seconds) {
+double fma_peak_gflops(double seconds, Numbers numbers) {
+#if defined(__x86_64__)
+  if (isa_limit() == Isa::kAvx512Bf16 && numbers == Numbers::kBFloat16) {
+    return 2e-9 * 32 * kChains * best_rounds_a_second(kRounds, seconds, chains_avx512_bf16);
+  }
+#endif
   return 2e-9 * double(most_lanes()) * multiply_adds_a_second(most_lanes(), seconds);
 }
 

@@ -3,10 +3,12 @@
 
 #include <stdint.h>
 
+#include "core/view.h"
+
 namespace sparsekern {
 
-// Of the widest vectors of the level in use.
-double fma_peak_gflops(double seconds);
+// Of one core at the level in use; of bfloat16 where it multiplies them, of float32 elsewhere.
+double fma_peak_gflops(double seconds, Numbers numbers);
 
 // Of vectors of so many floats, on data in registers.
 double multiply_adds_a_second(int64_t lanes, double seconds);

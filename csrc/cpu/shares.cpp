@@ -7,10 +7,21 @@ constexpr int64_t kBatchFloats = 1 << 20;  // packed activations of a batch: 4 M
 // Spans or sums with their cursors, and the padding of rows.
 constexpr int64_t kFixedFloats = max64(2 * kMostChunkRows, kMostCells + kMostCursors) + 8 * 1024;
 
+// Pairs, the rows of their inputs, two for four outputs at least, and their strips; or, for single
+// rows, sums, cursors and pairs of a K-tile. And panels, with a row of zeros, in which two bfloat16
+// fill a float.
+int64_t pairs_scratch_floats(int64_t padded_inputs, int64_t tokens) {
+  const int64_t batch = ceil_div(min64(tokens, kPairsTokens), 32) * 32 + 32;
+  const int64_t chunk = pairs_in_chunk(padded_inputs) * 3 / 2 + 2 * kPairsSlack + 8 * kMostStrips;
+  return max64(chunk, kMostCells + kMostCursors + kMostExpanded / 2) +
+         batch * (padded_inputs + 1) / 2;
+}
+
 }  // namespace
 
 int64_t kernel_scratch_floats(const KernelInfo& kernel, int64_t padded_inputs, int64_t tokens,
                               int64_t bands) {
+  if (kernel.numbers == Numbers::kBFloat16) return pairs_scratch_floats(padded_inputs, tokens);
   const int64_t panels = ceil_div(tokens, kernel.panel);
   const int64_t panel_floats = padded_inputs * min64(kernel.panel, ceil_div(tokens, 16) * 16);
   return kFixedFloats + bands + max64(panel_floats, min64(panels * panel_floats, kBatchFloats));

@@ -9,25 +9,6 @@
 // The sums of a cache line of outputs are collected in `cells` [outputs][tokens] and then
 // transposed into, or onto, row-major y.
 
-// The lines of y that a group of outputs will be written to. They are fetched one by one between
-// the multiply-adds: asked for all at once they would hold up every other load.
-class LinesAhead {
- public:
-  LinesAhead(float* y, int64_t stride, int64_t tokens) : next_(y), stride_(stride), left_(tokens) {}
-
-  int64_t left() const { return left_; }
-
-  SPARSEKERN_INLINE void fetch() {
-    __builtin_prefetch(next_, 1, 3);
-    next_ += stride_;
-    --left_;
-  }
-
- private:
-  float* next_;
-  int64_t stride_, left_;
-};
-
 // kInputsAhead: how many inputs ahead the panel's rows are fetched; 0 for a core that looks far
 // enough ahead itself, and has loads left to fetch weights.
 template <class V, int R, int MV, int64_t kInputsAhead>
@@ -60,7 +41,7 @@ struct TokensStrip {
   template <bool kSingleColumns>
   static SPARSEKERN_INLINE void add(const BlockMatrix& a, int64_t begin, int64_t end,
                                     int64_t foreseen, int64_t ahead, int64_t offset,
-                                    const float* panel, LinesAhead& lines, float* cells) {
+                                    const float* panel, LinesAhead<float>& lines, float* cells) {
     Reg acc[R][MV];
     SPARSEKERN_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -111,7 +92,7 @@ struct TokensStrip {
       // twice.
       const int64_t outputs = min64(kLine - output % kLine, outputs_end - output);
       float* const line = y + (output - first_output);
-      LinesAhead lines(line, call.y_stride, tokens);
+      LinesAhead<float> lines(line, call.y_stride, tokens);
       for (int64_t n = 0; n < outputs; n += R) {
         add<kSingleColumns>(a, span[0], span[1], foreseen, ahead, offset, panel, lines,
                             cells + n * kWidth);

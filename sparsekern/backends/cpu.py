@@ -24,13 +24,15 @@ MANY_TOKENS = 1_000_000
 """As many as no kernel is too good for."""
 
 DTYPES = (torch.float32, torch.bfloat16)
-DTYPE_NAMES = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+SERVES = {"float32": ("float32", "bfloat16"), "bfloat16": ("bfloat16",)}
+"""The dtypes of weights for kernels of either numbers: bfloat16 is widened for those of float32."""
 
 
 class CpuBackend(Backend):
     """Blocks, single weights and n:m on x86-64 with AVX-512 or AVX2, and portably on anything else.
 
-    bfloat16 is what is stored and passed; its products are summed in float32, by the same kernels.
+    Products of bfloat16 are summed in float32: by kernels of their own where the CPU multiplies bfloat16, by those of
+    float32 elsewhere.
     """
 
     name: ClassVar[str] = "cpu"
@@ -56,7 +58,7 @@ class CpuBackend(Backend):
         format_ = _format(request.granularity)
         assert format_ is not None
         # The op handles an input without tokens like one token.
-        return native.choose(format_.kind, format_.rows, max(1, tokens))
+        return native.choose(format_.kind, format_.rows, max(1, tokens), str(request.dtype).removeprefix("torch."))
 
     def candidates(self, request: Request) -> list[KernelRecord]:
         format_ = _format(request.granularity)
@@ -146,9 +148,10 @@ def _table(backend: str) -> tuple[KernelRecord, ...]:
     """The lines of both native tables."""
     records: list[KernelRecord] = []
     for line in native.kernels():
-        kind = line.pop("format")
-        tile = Tile(line.pop("family"), line.pop("outputs"), line.pop("panel"), line.pop("lanes"))
-        record = KernelRecord(backend=backend, op=OPS[kind], granularity=kind, dtypes=DTYPE_NAMES, tile=tile, **line)
+        kind, dtypes = line.pop("format"), SERVES[line.pop("numbers")]
+        shape = Tile(line.pop("family"), line.pop("outputs"), line.pop("panel"), line.pop("lanes"))
+        tile = None if shape.family == "pairs" else shape  # whose rates are not measured yet
+        record = KernelRecord(backend=backend, op=OPS[kind], granularity=kind, dtypes=dtypes, tile=tile, **line)
         # The first line that fits is chosen, so an earlier one that takes these blocks ends this one's range.
         limits = [above.min_tokens for above in records if above.isa == record.isa and above.covers(record)]
         records.append(replace(record, max_tokens=min(limits) - 1) if limits else record)

@@ -47,7 +47,7 @@ MISTAKES = [
     ("x", lambda a: torch.tensor(1.0), r"expected an input \[\.\.\., 30\]"),
     ("values", lambda a: a["values"].double(), "float32 or bfloat16 values"),
     ("values", lambda a: a["values"].flatten(1), "values"),
-    (*SLOW_DIM_FIRST, "contiguous float32 or bfloat16 values"),
+    (*SLOW_DIM_FIRST, "contiguous float32 values"),
     ("values", lambda a: a["values"][:-1], "columns|offsets"),
     ("values", lambda a: a["values"][:, :0], "sizes > 0 that fit"),
     ("values", lambda a: a["values"][:, :, :0], "sizes > 0 that fit"),

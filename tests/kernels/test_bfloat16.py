@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from block_cases import ACTIVATIONS, KERNELS, Kernel, Weight, every_kernel
+from block_cases import ACTIVATIONS, KERNELS, Kernel, Weight, kernels
 from torch import Tensor
 
 import sparsekern as sk
@@ -10,6 +10,7 @@ from sparsekern import _native
 
 HALF_UNIT = 2.0**-8  # unit roundoff of bfloat16
 FLOAT_UNIT = 2.0**-24
+every_kernel = pytest.mark.parametrize("kernel", kernels("bfloat16"), ids=lambda k: k.name)
 NM_KERNELS = [r.name for r in sk.kernels() if r.op == "nm_linear" and r.runs_here]
 every_nm_kernel = pytest.mark.parametrize("kernel", NM_KERNELS)
 
@@ -83,7 +84,7 @@ def test_batches_and_chunks(kernel: Kernel, threads: None) -> None:
         check(empty_rows(x[:, :30], kernel.name), x[:, :30], empty_rows.dense)
 
 
-@every_kernel
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
 def test_is_the_float32_result_rounded(kernel: Kernel) -> None:
     """Also where that is not a number, infinite, denormal, or half way between two bfloat16 numbers."""
     rows = kernel.block_rows[0]

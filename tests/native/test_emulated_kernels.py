@@ -21,7 +21,12 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 COMPILER = os.environ.get("CXX", "c++").split()
 # Kernels without optimisation: emulation makes of each instruction so much code that gcc would take minutes.
-KERNELS = {"csrc/cpu/avx512.cpp": "-O0", "csrc/cpu/avx2.cpp": "-O0", "csrc/cpu/portable.cpp": "-O1"}
+KERNELS = {
+    "csrc/cpu/avx512_bf16.cpp": "-O0",
+    "csrc/cpu/avx512.cpp": "-O0",
+    "csrc/cpu/avx2.cpp": "-O0",
+    "csrc/cpu/portable.cpp": "-O1",
+}
 DRIVER = {
     "csrc/core/cpu_info.cpp": "-O1",
     "csrc/cpu/bfloat16.cpp": "-O1",
@@ -77,7 +82,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "emulated_kernels"
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize("isa", ["avx512_bf16", "avx512", "avx2", "portable"])
 def test_kernels_against_float64(program: Path, isa: str) -> None:
     if not EMULATED and (native is None or isa not in native.isa_supported()):
         pytest.skip(f"this CPU has no {isa}, which the thread sanitizer is not emulated for")

@@ -13,14 +13,16 @@ from sparsekern import _native
 if _native.native is None:
     pytest.skip(f"no native kernels: {_native.failure}", allow_module_level=True)
 
-LEVELS = ["portable", "avx2", "avx512"]
+LEVELS = ["portable", "avx2", "avx512", "avx512_bf16"]
+"""Ascending; the last one has kernels of bfloat16 and leaves float32 to the one before."""
 SUPPORTED = _native.native.isa_supported()
 CHOICES = """
 import sparsekern
 from sparsekern._native import native
 tokens = (1, 6, 16, 400)
-print(native.isa(), *(native.choose("block", rows, n) for rows in (1, 4, 8, 16, 32, 48) for n in tokens),
-      *(native.choose("nm", 1, n) for n in tokens))
+for values in ("float32", "bfloat16"):
+    print(native.isa(), *(native.choose("block", rows, n, values) for rows in (1, 4, 8, 16, 32, 48) for n in tokens),
+          *(native.choose("nm", 1, n, values) for n in tokens))
 """
 
 
@@ -33,10 +35,12 @@ def started_with(isa: str, code: str = CHOICES) -> subprocess.CompletedProcess[s
 def test_a_level_chooses_its_own_kernels(isa: str) -> None:
     done = started_with(isa)
     assert done.returncode == 0, done.stderr
-    level, *chosen = done.stdout.split()
-    assert level == isa
-    assert len(chosen) == 28
-    assert {name.rsplit("_", 1)[1] for name in chosen} == {isa}
+    of_float32 = {"avx512_bf16": "avx512"}.get(isa, isa)
+    for line, levels in zip(done.stdout.splitlines(), ({of_float32}, {of_float32, isa}), strict=True):
+        level, *chosen = line.split()
+        assert level == isa
+        assert len(chosen) == 28
+        assert {name.split("_", 2)[2] for name in chosen} == levels
 
 
 def test_an_empty_variable_means_the_highest_level() -> None:
@@ -56,7 +60,7 @@ def test_the_level_can_be_lowered_and_restored_in_a_process() -> None:
     for isa in [*SUPPORTED, before]:
         _native.native.set_isa(isa)
         assert _native.native.isa() == isa
-        assert _native.native.choose("block", 16, 64).endswith(isa)
+        assert _native.native.choose("block", 16, 64, "bfloat16").endswith(isa)
 
 
 @pytest.mark.parametrize("isa", [*LEVELS[len(SUPPORTED) :], "", "fast"])

@@ -21,7 +21,7 @@ from sparsekern import _native
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
 COMPILER = os.environ.get("CXX", "c++").split()
-ISA_SOURCES = ["avx512.cpp", "avx2.cpp", "portable.cpp"]
+ISA_SOURCES = ["avx512_bf16.cpp", "avx512.cpp", "avx2.cpp", "portable.cpp"]
 ABOVE_AVX2 = re.compile(r"%zmm|%k[0-7]\b|%[xy]mm(1[6-9]|2\d|3[01])\b")
 # VEX-encoded instructions all begin with v; these are the others that do.
 NOT_VECTOR = ("verr", "verw", "vmcall")

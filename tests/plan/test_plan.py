@@ -22,11 +22,15 @@ def request(granularity: object, dtype: torch.dtype = torch.float32, device: str
     ids=lambda g: g.label,
 )
 def test_native_kernels_serve_what_they_read_on_every_isa(granularity: object, isa: str) -> None:
-    wanted = request(granularity)
-    assert select(wanted).name == "cpu" and refusals(wanted) == {}
-    for tokens in (0, 1, 2, 15, 16, 1000):
-        name = select(wanted).kernel_name(wanted, tokens)
-        assert name in [record.name for record in sk.kernels()] and name.endswith(isa)
+    for dtype in (torch.float32, torch.bfloat16):
+        wanted = request(granularity, dtype)
+        assert select(wanted).name == "cpu" and refusals(wanted) == {}
+        for tokens in (0, 1, 2, 15, 16, 1000):
+            name = select(wanted).kernel_name(wanted, tokens)
+            (record,) = (record for record in sk.kernels() if record.name == name)
+            assert str(dtype).removeprefix("torch.") in record.dtypes
+            # The level of bfloat16 leaves float32 to the one below, and some bfloat16 too.
+            assert record.isa in ({isa, "avx512"} if isa == "avx512_bf16" else {isa})
 
 
 @pytest.mark.needs_native
@@ -65,7 +69,8 @@ def test_the_kernel_table_is_that_of_the_back_ends() -> None:
 def test_kernels_are_chosen_for_the_tokens_that_their_records_say(isa: str) -> None:
     for record in sk.kernels():
         if record.isa == isa and record.op.endswith("linear"):
-            wanted = request(sk.NM(2, 4) if record.granularity == "nm" else sk.Block(record.rows, 1))
+            dtype = torch.bfloat16 if record.dtypes == ("bfloat16",) else torch.float32
+            wanted = request(sk.NM(2, 4) if record.granularity == "nm" else sk.Block(record.rows, 1), dtype)
             last = record.max_tokens or 10_000
             chosen = {n: select(wanted).kernel_name(wanted, n) for n in (record.min_tokens, last)}
             assert set(chosen.values()) == {record.name}

@@ -95,9 +95,14 @@ struct Vec16 {
                                                 Reg out[16]) {
     // Each row is loaded once: at strides of a power of two they share a set of L1, which does not
     // hold all sixteen until the next quarter.
-    Reg row[16], half[16];
+    Reg row[16];
     SPARSEKERN_UNROLL
     for (int i = 0; i < 16; ++i) row[i] = load(src + (i < rows ? i : rows - 1) * stride);
+    transpose(row, out);
+  }
+
+  static SPARSEKERN_INLINE void transpose(const Reg row[16], Reg out[16]) {
+    Reg half[16];
     SPARSEKERN_UNROLL
     for (int i = 0; i < 16; i += 4) {
       const Reg a = _mm512_unpacklo_ps(row[i], row[i + 1]);

@@ -10,9 +10,16 @@
 #include <simde/x86/fma.h>
 
 #include <cmath>
+#include <cstring>
 
 #ifndef __mmask16
 using __mmask16 = simde__mmask16;
+#endif
+#ifndef __mmask32
+using __mmask32 = simde__mmask32;
+#endif
+#ifndef __m512bh
+using __m512bh = simde__m512bh;
 #endif
 #ifndef _MM_FROUND_NO_EXC
 #define _MM_FROUND_NO_EXC SIMDE_MM_FROUND_NO_EXC
@@ -73,6 +80,55 @@ inline __m512 emulated_mm512_shuffle_f32x4(__m512 a, __m512 b, int control) {
   _mm512_storeu_ps(from[1], b);
   for (int i = 0; i < 16; ++i) lanes[i] = from[i / 8][(control >> i / 4 * 2 & 3) * 4 + i % 4];
   return _mm512_loadu_ps(lanes);
+}
+#endif
+
+#ifndef _mm512_shuffle_epi8
+#define _mm512_shuffle_epi8 emulated_mm512_shuffle_epi8
+inline __m512i emulated_mm512_shuffle_epi8(__m512i v, __m512i places) {
+  uint8_t from[64], to[64], place[64];
+  _mm512_storeu_si512(from, v);
+  _mm512_storeu_si512(place, places);
+  for (int i = 0; i < 64; ++i) to[i] = place[i] & 0x80 ? 0 : from[i / 16 * 16 + (place[i] & 15)];
+  return _mm512_loadu_si512(to);
+}
+#endif
+
+#ifndef _mm512_maskz_loadu_epi16
+#define _mm512_maskz_loadu_epi16 emulated_mm512_maskz_loadu_epi16
+inline __m512i emulated_mm512_maskz_loadu_epi16(uint32_t mask, const void* p) {
+  uint16_t lanes[32] = {};
+  for (int i = 0; i < 32; ++i) {
+    if (mask >> i & 1) std::memcpy(lanes + i, static_cast<const char*>(p) + 2 * i, 2);
+  }
+  return _mm512_loadu_si512(lanes);
+}
+#endif
+
+#ifndef _mm512_mask_storeu_epi16
+#define _mm512_mask_storeu_epi16 emulated_mm512_mask_storeu_epi16
+inline void emulated_mm512_mask_storeu_epi16(void* p, uint32_t mask, __m512i v) {
+  uint16_t lanes[32];
+  _mm512_storeu_si512(lanes, v);
+  for (int i = 0; i < 32; ++i) {
+    if (mask >> i & 1) std::memcpy(static_cast<char*>(p) + 2 * i, lanes + i, 2);
+  }
+}
+#endif
+
+#ifndef _mm512_cvtne2ps_pbh
+#define _mm512_cvtne2ps_pbh emulated_mm512_cvtne2ps_pbh
+inline __m512i emulated_mm512_cvtne2ps_pbh(__m512 high, __m512 low) {
+  uint32_t lanes[32];
+  uint16_t rounded[32];
+  _mm512_storeu_ps(reinterpret_cast<float*>(lanes), low);
+  _mm512_storeu_ps(reinterpret_cast<float*>(lanes + 16), high);
+  for (int i = 0; i < 32; ++i) {
+    const bool nan = (lanes[i] & 0x7fffffff) > 0x7f800000;
+    const uint32_t even = lanes[i] + 0x7fff + (lanes[i] >> 16 & 1);
+    rounded[i] = uint16_t(nan ? lanes[i] >> 16 | 0x40 : even >> 16);
+  }
+  return _mm512_loadu_si512(rounded);
 }
 #endif
 
