@@ -20,6 +20,7 @@ import sparsekern as sk
 from sparsekern._native import native
 from sparsekern.cli import doctor
 from sparsekern.plan import Sample, interleave
+from sparsekern.plan.target import cpu_identity
 
 TRIAL_ROUNDS = 10
 
@@ -110,7 +111,7 @@ def environment() -> dict[str, Any]:
     """The facts without which a number means nothing; ``git`` is the commit that the kernels were built from."""
     target = sk.Target.detect()
     return {
-        "cpu": _cpu_identity(target.cpu),
+        "cpu": cpu_identity(),
         "isa": target.isa,
         "cores": target.cores,
         "torch": torch.__version__,
@@ -135,14 +136,3 @@ def pair(text: str) -> tuple[int, int]:
     """Two numbers from the command line, such as ``16x1``."""
     first, second = text.split("x")
     return int(first), int(second)
-
-
-def _cpu_identity(name: str) -> str:
-    """Hypervisors shorten the name; family and model say which core it is."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return name
-    facts = dict(part.split(":", 1) for part in lines[:12] if ":" in part)
-    facts = {key.strip(): value.strip() for key, value in facts.items()}
-    return f"{name} (family {facts.get('cpu family', '?')} model {facts.get('model', '?')})"

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import sparsekern as sk
 from sparsekern.layouts import parse
-from sparsekern.plan import Request, interleave, select
+from sparsekern.plan import Request, interleave, kernel_name
 
 SHAPES = ((768, 3072), (3072, 768), (384, 1536), (1536, 384), (4096, 4096))  # (in, out)
 BLOCKS = ((16, 1), (32, 1), (16, 16), (32, 32), (64, 64), (4, 1), (8, 1))
@@ -103,7 +103,7 @@ def shape_cases(
                     "dtype": str(options.dtype).removeprefix("torch."),
                     "granularity": granularity.label,
                     "density": density,
-                    "kernel": select(request).kernel_name(request, tokens),
+                    "kernel": kernel_name(request, layer.packed.values.numel(), tokens),
                 },
                 **record,
                 **against_peak(record, in_features * out_features, tokens, peak),

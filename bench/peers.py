@@ -27,7 +27,7 @@ from torch import nn
 
 import sparsekern as sk
 from sparsekern.layouts import parse
-from sparsekern.plan import Request, Sample, interleave, select
+from sparsekern.plan import Request, Sample, interleave, kernel_name
 
 PEERS: tuple[Library, ...] = (
     pytorch.Eager(),
@@ -173,7 +173,7 @@ def shape_cases(
                     "dtype": "float32",
                     "granularity": granularity.label,
                     "density": density,
-                    "kernel": select(request).kernel_name(request, tokens),
+                    "kernel": kernel_name(request, layers[0].packed.values.numel(), tokens),
                 },
                 "t": times.record(),
                 "dense_equivalent_gflops": 2e-9 * tokens * in_features * out_features / times.median,

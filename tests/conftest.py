@@ -1,7 +1,10 @@
 """What all tests share."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from hypothesis import settings
 
 from sparsekern import _native, layouts
 from sparsekern.plan import registry
+from sparsekern.plan.store import ENV_CACHE
 
 # The first call of a kernel or of the compiler takes as long as it takes.
 settings.register_profile("default", deadline=None, max_examples=60)
@@ -18,8 +22,11 @@ ISAS = _native.native.isa_supported() if _native.native else ["none"]
 """Every instruction set that kernels exist for and this machine has."""
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """CI asks for the library: without it most tests would be skipped, and the rest would pass."""
+    # What this machine was tuned for must not choose the kernels that are tested.
+    os.environ[ENV_CACHE] = tempfile.mkdtemp(prefix="sparsekern-tests-")
+    config.add_cleanup(partial(shutil.rmtree, os.environ[ENV_CACHE], ignore_errors=True))
     if _native.native is None and os.environ.get("SPARSEKERN_REQUIRE_NATIVE", "0") not in ("", "0"):
         raise pytest.UsageError(f"SPARSEKERN_REQUIRE_NATIVE is set, but there are no native kernels: {_native.failure}")
 

@@ -44,6 +44,21 @@ Numbers parse_numbers(const std::string& name) {
 
 const char* format_name(Format format) { return format == Format::kBlock ? "block" : "nm"; }
 
+const char* family_name(KernelFamily family) {
+  switch (family) {
+    case KernelFamily::kOutputs:
+      return "outputs";
+    case KernelFamily::kTokens:
+      return "tokens";
+    case KernelFamily::kSingle:
+      return "single";
+    case KernelFamily::kPairs:
+      return "pairs";
+    default:
+      return "vector";
+  }
+}
+
 py::list kernels() {
   int count = 0;
   const KernelInfo* table = kernel_table(&count);
@@ -59,6 +74,10 @@ py::list kernels() {
     record["numbers"] = numbers_name(kernel.numbers);
     record["min_tokens"] = kernel.min_tokens;
     record["runs_here"] = kernel.run != nullptr && isa_supported(kernel.isa);
+    record["family"] = family_name(kernel.family);
+    record["panel"] = kernel.panel;
+    record["outputs"] = kernel.outputs;
+    record["lanes"] = kernel.lanes;
     records.append(record);
   }
   return records;
@@ -118,6 +137,18 @@ PYBIND11_MODULE(_C, m) {
       py::arg("seconds"), py::arg("values") = "float32", py::call_guard<py::gil_scoped_release>(),
       "Multiply-add peak of one core at the level in use, in GFLOP/s: of bfloat16 where the level "
       "multiplies them, else of float32.");
+  m.def("multiply_adds_a_second", &multiply_adds_a_second, py::arg("lanes"), py::arg("seconds"),
+        py::call_guard<py::gil_scoped_release>(),
+        "Multiply-adds of vectors of so many floats that one core does a second, in registers.");
+  m.def("multiply_add_latency", &multiply_add_latency, py::arg("seconds"),
+        py::call_guard<py::gil_scoped_release>(),
+        "Seconds from one multiply-add to another that needs its result.");
+  m.def("loads_a_second", &loads_a_second, py::arg("lanes"), py::arg("seconds"),
+        py::call_guard<py::gil_scoped_release>(),
+        "Loads and splats of such vectors out of L1 beside half as many multiply-adds, a second.");
+  m.def("widened_a_second", &widened_a_second, py::arg("seconds"),
+        py::call_guard<py::gil_scoped_release>(),
+        "bfloat16 numbers that one core widens to float32 a second, in L2.");
   m.def("read_bandwidth_gbs", &read_bandwidth_gbs, py::arg("bytes"), py::arg("seconds"),
         py::call_guard<py::gil_scoped_release>(),
         "Rate at which one core reads a buffer of so many bytes again and again, in GB/s.");

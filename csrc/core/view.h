@@ -121,6 +121,11 @@ struct Share {
   int64_t scratch_floats;
 };
 
+// How the loop of a kernel is laid out, which says how many loads its multiply-adds take: vectors
+// of outputs, vectors of tokens, vectors of tokens for one output at a time, a single token, or
+// vectors of tokens with two inputs each.
+enum class KernelFamily : int32_t { kOutputs, kTokens, kSingle, kVector, kPairs };
+
 // The weight is a BlockMatrixOf or an NMMatrixOf, as the kernel's format says, and the call a
 // CallOf, of the kernel's numbers.
 using LinearKernel = void (*)(const void* weight, const void* call, const Share*);

@@ -6,7 +6,7 @@
 #include "cpu/shares.h"
 #include "cpu/table.h"
 
-#define SPARSEKERN_KERNEL(name, format, numbers, isa, rows, multiple, min_tokens, panel) \
+#define SPARSEKERN_KERNEL(name, ...) \
   extern "C" void sparsekern_##name(const void* weight, const void* call, const sparsekern::Share*);
 #include "cpu/kernels.inc"
 #undef SPARSEKERN_KERNEL
@@ -14,10 +14,12 @@
 namespace sparsekern {
 namespace {
 
-#define SPARSEKERN_KERNEL(name, format, numbers, isa, rows, multiple, min_tokens, panel) \
-  {#name,      Format::format, Numbers::numbers,                                         \
-   Isa::isa,   rows,           multiple,                                                 \
-   min_tokens, panel,          SPARSEKERN_SYMBOL_##isa(name)},
+#define SPARSEKERN_KERNEL(name, format, numbers, isa, rows, multiple, min_tokens, panel, family, \
+                          outputs, lanes)                                                        \
+  {#name,      Format::format, Numbers::numbers,                                                 \
+   Isa::isa,   rows,           multiple,                                                         \
+   min_tokens, panel,          KernelFamily::family,                                             \
+   outputs,    lanes,          SPARSEKERN_SYMBOL_##isa(name)},
 constexpr KernelInfo kTable[] = {
 #include "cpu/kernels.inc"
 };

@@ -16,6 +16,9 @@ struct KernelInfo {
   bool multiple;  // any multiple of `rows`, not just `rows`
   int64_t min_tokens;
   int64_t panel;
+  KernelFamily family;
+  int64_t outputs;  // held at once, for `panel` tokens
+  int64_t lanes;    // of its vectors
   LinearKernel run;
 
   bool takes(Format of, Numbers values, int64_t block_rows) const {

@@ -7,10 +7,14 @@
 
 namespace sparsekern {
 
-// What the table promises: panels, for which scratch is reserved, and numbers.
-enum KernelPanel : int64_t {
-#define SPARSEKERN_KERNEL(name, format, numbers, isa, rows, multiple, min_tokens, panel) \
-  kPanel_##name = panel, kBFloat16_##name = Numbers::numbers == Numbers::kBFloat16,
+// What the table promises: numbers, and tiles, for which scratch is reserved and with which the
+// plan counts.
+enum KernelTile : int64_t {
+#define SPARSEKERN_KERNEL(name, format, numbers, isa, rows, multiple, min_tokens, panel, family, \
+                          outputs, lanes)                                                        \
+  kBFloat16_##name = Numbers::numbers == Numbers::kBFloat16, kPanel_##name = panel,              \
+  kFamily_##name = int64_t(KernelFamily::family), kOutputs_##name = outputs,                     \
+  kLanes_##name = lanes,
 #include "cpu/kernels.inc"
 #undef SPARSEKERN_KERNEL
 };
@@ -24,7 +28,11 @@ enum KernelPanel : int64_t {
     using namespace sparsekern::isa;                                                         \
     using Family = __VA_ARGS__;                                                              \
     using Matrix = Family::Matrix;                                                           \
-    static_assert(Family::kPanel == int64_t(sparsekern::kPanel_##name), "kernels.inc");      \
+    static_assert(Family::kPanel == int64_t(sparsekern::kPanel_##name) &&                    \
+                      int64_t(Family::kFamily) == int64_t(sparsekern::kFamily_##name) &&     \
+                      Family::kTileOutputs == int64_t(sparsekern::kOutputs_##name) &&        \
+                      Family::kTileLanes == int64_t(sparsekern::kLanes_##name),              \
+                  "kernels.inc");                                                            \
     static_assert((sizeof(Matrix::Value) == 2) == bool(sparsekern::kBFloat16_##name),        \
                   "kernels.inc");                                                            \
     Family::run_share(*static_cast<const Matrix*>(weight),                                   \

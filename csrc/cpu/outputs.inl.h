@@ -176,9 +176,11 @@ template <class V, class Wide, int NV, int kMost>
 struct OutputsFamily {
   using Matrix = BlockMatrix;
   using Vec = Wide;
+  static constexpr KernelFamily kFamily = KernelFamily::kOutputs;
   static constexpr int64_t kPanel = kMost;
   static constexpr int64_t kQuantum = 1;
   static constexpr int64_t kStrip = NV * V::kLanes;
+  static constexpr int64_t kTileOutputs = kStrip, kTileLanes = V::kLanes;
   // Rows read in place stay in L2; longer ones leave so few block rows to a chunk that x is read
   // from afar again and again.
   static constexpr int64_t kMostInputs = 3 * 1024;

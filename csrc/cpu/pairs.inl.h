@@ -106,7 +106,9 @@ struct PairsFamily {
   using Matrix = BlockMatrixOf<BFloat16>;
   using Call = CallOf<BFloat16>;
   using Ahead = AheadOf<BFloat16>;
+  static constexpr KernelFamily kFamily = KernelFamily::kPairs;
   static constexpr int64_t kPanel = kMostVectors * V::kLanes;
+  static constexpr int64_t kTileOutputs = R, kTileLanes = V::kLanes;
   static constexpr int64_t kQuantum = V::kLanes;
 
   // The values of the outputs after `end`, as many as are likely to make the next chunk.

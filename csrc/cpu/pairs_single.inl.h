@@ -342,7 +342,9 @@ static void round_cells(const float* cells, int64_t outputs, const BFloat16* bia
 
 template <class V, int kMostVectors>
 struct PairsOfSingle {
+  static constexpr KernelFamily kFamily = KernelFamily::kPairs;
   static constexpr int64_t kPanel = kMostVectors * V::kLanes;
+  static constexpr int64_t kTileOutputs = 1, kTileLanes = V::kLanes;
   static constexpr int64_t kQuantum = V::kLanes;
   using Panel = PairsPanel<V, false>;
 

@@ -3,8 +3,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "core/cpu_info.h"
 
@@ -16,41 +20,76 @@ double now() {
   return std::chrono::duration<double>(Clock::now().time_since_epoch()).count();
 }
 
+// Runs body(rounds) for so many seconds; the most rounds that it did in one.
+template <class Body>
+double best_rounds_a_second(int64_t rounds, double seconds, const Body& body) {
+  double best = 0;
+  for (const double end = now() + seconds; now() < end;) {
+    const double start = now();
+    body(rounds);
+    best = std::max(best, double(rounds) / (now() - start));
+  }
+  return best;
+}
+
+// Loops of multiply-adds of vectors of one width.
+struct Loops {
+  void (*in_registers)(int64_t rounds);
+  void (*one_chain)(int64_t rounds);  // each waits for the one before
+  void (*loading)(int64_t rounds);    // each splats one factor and loads the other
+};
+constexpr int64_t kChains = 12;  // multiply-adds in a round of each
+constexpr int64_t kLoads = 2 * kChains;
+
+struct alignas(64) Line {
+  float floats[16];
+};
+
 #if defined(__x86_64__)
 // Written in assembly: it measures the machine, so no compiler may improve it. Twelve independent
 // chains cover the latency of two multiply-adds a cycle. No operand is zero or denormal: a core may
 // treat those apart.
-#define TWELVE(f) \
-  f("0") f("1") f("2") f("3") f("4") f("5") f("6") f("7") f("8") f("9") f("10") f("11")
+#define TWELVE(f, reg)                                                                            \
+  f("0", reg) f("1", reg) f("2", reg) f("3", reg) f("4", reg) f("5", reg) f("6", reg) f("7", reg) \
+      f("8", reg) f("9", reg) f("10", reg) f("11", reg)
 #define START(n, reg) "vbroadcastss %1, %%" reg n "\n"
 #define CHAIN(n, reg) "vfmadd231ps %%" reg "15, %%" reg "14, %%" reg n "\n"
-#define START_YMM(n) START(n, "ymm")
-#define CHAIN_YMM(n) CHAIN(n, "ymm")
-#define START_ZMM(n) START(n, "zmm")
-#define CHAIN_ZMM(n) CHAIN(n, "zmm")
-#define CHAIN_PAIRS(n) "vdpbf16ps %%zmm15, %%zmm14, %%zmm" n "\n"
-#define CHAINS(start, chain)                                                                       \
-  __asm__ volatile(TWELVE(start) start("14")                                                       \
-                       start("15") "1:\n" TWELVE(chain) "dec %0\njnz 1b\nvzeroupper\n"             \
+#define CHAIN_PAIRS(n, reg) "vdpbf16ps %%" reg "15, %%" reg "14, %%" reg n "\n"
+#define ONE_CHAIN(n, reg) CHAIN("0", reg)
+#define LOADING(n, reg) "vbroadcastss %1, %%" reg "13\n vfmadd231ps %2, %%" reg "13, %%" reg n "\n"
+#define LOOP(step, reg)                                                                            \
+                                                                                                   \
+  const Line line = {{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}};                            \
+  __asm__ volatile(TWELVE(START, reg) START("14", reg)                                             \
+                       START("15", reg) "1:\n" TWELVE(step, reg) "dec %0\njnz 1b\nvzeroupper\n"    \
                    : "+r"(rounds)                                                                  \
-                   : "m"(one)                                                                      \
+                   : "m"(one), "m"(line)                                                           \
                    : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", \
-                     "xmm9", "xmm10", "xmm11", "xmm14", "xmm15")
-constexpr int64_t kChains = 12;
+                     "xmm9", "xmm10", "xmm11", "xmm13", "xmm14", "xmm15")
+// Named by the level that they need.
+#define LOOPS(name, reg)                  \
+  void chains_##name(int64_t rounds) {    \
+    const float one = 1.0f;               \
+    LOOP(CHAIN, reg);                     \
+  }                                       \
+  void one_chain_##name(int64_t rounds) { \
+    const float one = 1.0f;               \
+    LOOP(ONE_CHAIN, reg);                 \
+  }                                       \
+  void loading_##name(int64_t rounds) {   \
+    const float one = 1.0f;               \
+    LOOP(LOADING, reg);                   \
+  }                                       \
+  constexpr Loops kLoops_##name = {chains_##name, one_chain_##name, loading_##name};
 
-void chains_avx2(int64_t rounds) {
-  const float one = 1.0f;
-  CHAINS(START_YMM, CHAIN_YMM);
-}
+LOOPS(avx2_4_lanes, "xmm")
+LOOPS(avx2_8_lanes, "ymm")
+LOOPS(avx512_16_lanes, "zmm")
 
-void chains_avx512(int64_t rounds) {
-  const float one = 1.0f;
-  CHAINS(START_ZMM, CHAIN_ZMM);
-}
-
-void chains_avx512_bf16(int64_t rounds) {
+// Not inlined: its instructions must stay in a function named by their level.
+__attribute__((noinline)) void chains_avx512_bf16(int64_t rounds) {
   const uint32_t one = 0x3f803f80;  // twice, as bfloat16
-  CHAINS(START_ZMM, CHAIN_PAIRS);
+  LOOP(CHAIN_PAIRS, "zmm");
 }
 #endif
 
@@ -62,41 +101,98 @@ void chains_avx512_bf16(int64_t rounds) {
 #define SPARSEKERN_IN_REGISTER(v) "+m"(v)
 #endif
 
+typedef float Vector4 __attribute__((vector_size(16)));
+
 void chains_portable(int64_t rounds) {
-  typedef float Reg __attribute__((vector_size(16)));
-  Reg sums[12] = {};
-  Reg factor = {0.5f, 0.5f, 0.5f, 0.5f};
+  Vector4 sums[kChains] = {};
+  Vector4 factor = {0.5f, 0.5f, 0.5f, 0.5f};
   for (int64_t i = 0; i < rounds; ++i) {
-    for (Reg& sum : sums) sum = sum * factor + factor;
-    for (Reg& sum : sums) __asm__ volatile("" : SPARSEKERN_IN_REGISTER(sum));
+    for (Vector4& sum : sums) sum = sum * factor + factor;
+    for (Vector4& sum : sums) __asm__ volatile("" : SPARSEKERN_IN_REGISTER(sum));
   }
 }
 
-}  // namespace
+void one_chain_portable(int64_t rounds) {
+  Vector4 sum = {}, factor = {0.5f, 0.5f, 0.5f, 0.5f};
+  for (int64_t i = 0; i < rounds * kChains; ++i) {
+    sum = sum * factor + factor;
+    __asm__ volatile("" : SPARSEKERN_IN_REGISTER(sum));
+  }
+}
 
-double fma_peak_gflops(double seconds, Numbers numbers) {
-  void (*chains)(int64_t) = chains_portable;
-  int64_t flops_a_round = 12 * 4 * 2;
+void loading_portable(int64_t rounds) {
+  Vector4 sums[kChains] = {};
+  Vector4 factor = {0.5f, 0.5f, 0.5f, 0.5f};
+  float weight = 0.5f;
+  for (int64_t i = 0; i < rounds; ++i) {
+    for (Vector4& sum : sums) {
+      __asm__ volatile("" : "+m"(factor), "+m"(weight));
+      sum += Vector4{weight, weight, weight, weight} * factor;
+    }
+    for (Vector4& sum : sums) __asm__ volatile("" : SPARSEKERN_IN_REGISTER(sum));
+  }
+}
+
+int64_t most_lanes() {
+  return isa_limit() >= Isa::kAvx512 ? 16 : isa_limit() >= Isa::kAvx2 ? 8 : 4;
+}
+
+// Of the widths that the level in use has.
+Loops loops_of(int64_t lanes) {
 #if defined(__x86_64__)
-  if (isa_limit() == Isa::kAvx2) {
-    chains = chains_avx2;
-    flops_a_round = kChains * 8 * 2;
-  } else if (isa_limit() == Isa::kAvx512Bf16 && numbers == Numbers::kBFloat16) {
-    chains = chains_avx512_bf16;
-    flops_a_round = kChains * 32 * 2;
-  } else if (isa_limit() >= Isa::kAvx512) {
-    chains = chains_avx512;
-    flops_a_round = kChains * 16 * 2;
+  if (isa_limit() != Isa::kPortable) {
+    if (lanes == 4) return kLoops_avx2_4_lanes;
+    if (lanes == 8) return kLoops_avx2_8_lanes;
+    if (lanes == 16 && most_lanes() == 16) return kLoops_avx512_16_lanes;
   }
 #endif
-  constexpr int64_t kRounds = 200000;
-  double best = 0;
-  for (const double end = now() + seconds; now() < end;) {
-    const double start = now();
-    chains(kRounds);
-    best = std::max(best, double(kRounds) * double(flops_a_round) / (now() - start));
+  if (lanes == 4) return {chains_portable, one_chain_portable, loading_portable};
+  throw std::invalid_argument("lanes: expected 4 to " + std::to_string(most_lanes()) +
+                              ", a power of two, got " + std::to_string(lanes));
+}
+
+constexpr int64_t kRounds = 100000;
+
+}  // namespace
+
+double multiply_adds_a_second(int64_t lanes, double seconds) {
+  const Loops loops = loops_of(lanes);
+  return kChains * best_rounds_a_second(kRounds, seconds, loops.in_registers);
+}
+
+double multiply_add_latency(double seconds) {
+  const Loops loops = loops_of(most_lanes());
+  return 1 / (kChains * best_rounds_a_second(kRounds, seconds, loops.one_chain));
+}
+
+double loads_a_second(int64_t lanes, double seconds) {
+  const Loops loops = loops_of(lanes);
+  return kLoads * best_rounds_a_second(kRounds, seconds, loops.loading);
+}
+
+double fma_peak_gflops(double seconds, Numbers numbers) {
+#if defined(__x86_64__)
+  if (isa_limit() == Isa::kAvx512Bf16 && numbers == Numbers::kBFloat16) {
+    return 2e-9 * 32 * kChains * best_rounds_a_second(kRounds, seconds, chains_avx512_bf16);
   }
-  return best * 1e-9;
+#endif
+  return 2e-9 * double(most_lanes()) * multiply_adds_a_second(most_lanes(), seconds);
+}
+
+double widened_a_second(double seconds) {
+  constexpr int64_t kNumbers = 64 * 1024;  // 384 KiB of both: in L2, as a chunk of weights
+  std::vector<uint16_t> from(kNumbers, 0x3f80);
+  std::vector<float> to(kNumbers);
+  const auto widen = [&](int64_t rounds) {
+    for (int64_t round = 0; round < rounds; ++round) {
+      for (int64_t i = 0; i < kNumbers; ++i) {
+        const uint32_t bits = uint32_t(from[i]) << 16;
+        std::memcpy(&to[i], &bits, sizeof bits);
+      }
+      __asm__ volatile("" : : "r"(to.data()) : "memory");
+    }
+  };
+  return double(kNumbers) * best_rounds_a_second(4, seconds, widen);
 }
 
 double read_bandwidth_gbs(int64_t bytes, double seconds) {
@@ -108,9 +204,7 @@ double read_bandwidth_gbs(int64_t bytes, double seconds) {
   Reg* const data = buffer.get();
   if (data == nullptr) throw std::bad_alloc();
   for (int64_t i = 0; i < count; ++i) data[i] = Reg{i, i};
-  double best = 0;
-  for (const double end = now() + seconds; now() < end;) {
-    const double start = now();
+  const auto read = [&](int64_t) {
     Reg a{}, b{}, c{}, d{};
     for (int64_t i = 0; i < count; i += kStep) {
       a ^= data[i] ^ data[i + 1];
@@ -120,9 +214,8 @@ double read_bandwidth_gbs(int64_t bytes, double seconds) {
     }
     const Reg all = a ^ b ^ c ^ d;
     __asm__ volatile("" : : "m"(all));
-    best = std::max(best, double(count) * sizeof(Reg) / (now() - start));
-  }
-  return best * 1e-9;
+  };
+  return 1e-9 * double(count) * sizeof(Reg) * best_rounds_a_second(1, seconds, read);
 }
 
 }  // namespace sparsekern

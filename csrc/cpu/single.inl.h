@@ -248,8 +248,10 @@ struct NMWeights {
 // kTileBytes: of the panel's share of a K-tile, at most, if a block or a group tile is no wider.
 template <class V, int kMostVectors, int kCopies>
 struct SingleFamily {
+  static constexpr KernelFamily kFamily = KernelFamily::kSingle;
   static constexpr int kLanes = V::kLanes;
   static constexpr int64_t kPanel = kMostVectors * kLanes;
+  static constexpr int64_t kTileOutputs = 1, kTileLanes = kLanes;
   static constexpr bool kForFewTokens = kCopies > 1;
   static constexpr int64_t kTileBytes = 24 * 1024;
   static constexpr int64_t kQuantum = kLanes;

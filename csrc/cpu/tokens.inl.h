@@ -114,8 +114,10 @@ template <class V, int R, int kMostVectors, int64_t kInputsAhead>
 struct TokensFamily {
   using Matrix = BlockMatrix;
   using Vec = V;
+  static constexpr KernelFamily kFamily = KernelFamily::kTokens;
   static constexpr int kLanes = V::kLanes;
   static constexpr int64_t kPanel = kMostVectors * kLanes;
+  static constexpr int64_t kTileOutputs = R, kTileLanes = kLanes;
   static constexpr int64_t kQuantum = kLanes;
   static constexpr int64_t kStrip = 0;  // fetches nothing ahead: packing reads x in long rows
 

@@ -132,9 +132,11 @@ struct VectorStreams {
 template <class V, class Wide, int NV>
 struct VectorFamily {
   using Matrix = BlockMatrix;
+  static constexpr KernelFamily kFamily = KernelFamily::kVector;
   static constexpr int64_t kPanel = 1;
   static constexpr int kStreams = 4;
   static constexpr int64_t kStrip = NV * V::kLanes;
+  static constexpr int64_t kTileOutputs = kStrip, kTileLanes = V::kLanes;
 
   // First of the block rows [begin, end) that has at least `blocks` blocks before it.
   static int64_t row_after(const BlockMatrix& a, int64_t begin, int64_t end, int64_t blocks) {

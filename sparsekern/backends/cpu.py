@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import ClassVar, TypeGuard
 
 import torch
@@ -13,10 +14,14 @@ from .._native import failure, native
 from ..layouts import NM, Block, Granularity, Unstructured
 from ..layouts.compressed import MAX_COLUMNS_16_BIT
 from ..ops import format_grad_input, format_grad_values
-from ..plan.registry import Backend, KernelRecord, Request
+from ..plan.choose import kernel_for
+from ..plan.registry import Backend, KernelRecord, Request, Tile
 
 OPS = {Block.kind: "block_linear", NM.kind: "nm_linear"}
 """The op of each format that has kernels."""
+
+MANY_TOKENS = 1_000_000
+"""As many as no kernel is too good for."""
 
 DTYPES = (torch.float32, torch.bfloat16)
 SERVES = {"float32": ("float32", "bfloat16"), "bfloat16": ("bfloat16",)}
@@ -33,18 +38,7 @@ class CpuBackend(Backend):
     name: ClassVar[str] = "cpu"
 
     def kernels(self) -> list[KernelRecord]:
-        records: list[KernelRecord] = []
-        for line in native.kernels() if native else ():
-            kind, dtypes = line.pop("format"), SERVES[line.pop("numbers")]
-            record = KernelRecord(backend=self.name, op=OPS[kind], granularity=kind, dtypes=dtypes, **line)
-            # The first line that fits is chosen, so an earlier one that takes these blocks ends this one's range.
-            limits = [above.min_tokens for above in records if above.isa == record.isa and above.covers(record)]
-            records.append(replace(record, max_tokens=min(limits) - 1) if limits else record)
-        for line in native.grad_kernels() if native else ():
-            kind = line.pop("format")
-            op = f"{OPS[kind]}_grad_{line.pop('grad')}"
-            records.append(KernelRecord(backend=self.name, op=op, granularity=kind, dtypes=("float32",), **line))
-        return records
+        return list(_table(self.name)) if native else []
 
     def refusal(self, request: Request) -> str | None:
         if native is None:
@@ -66,8 +60,35 @@ class CpuBackend(Backend):
         # The op handles an input without tokens like one token.
         return native.choose(format_.kind, format_.rows, max(1, tokens), str(request.dtype).removeprefix("torch."))
 
+    def candidates(self, request: Request) -> list[KernelRecord]:
+        format_ = _format(request.granularity)
+        if format_ is None or self.refusal(request) is not None:
+            return []
+        op, dtype = OPS[format_.kind], str(request.dtype).removeprefix("torch.")
+        records = {record.name: record for record in self.kernels()}
+        # Those of levels below that are superseded are left out.
+        levels = {records[self.kernel_name(request, tokens)].isa for tokens in (1, MANY_TOKENS)}
+        return [
+            record
+            for record in records.values()
+            if record.op == op and record.isa in levels and record.takes_rows(format_.rows) and dtype in record.dtypes
+        ]
+
     def linear(
         self,
+        x: Tensor,
+        granularity: Granularity,
+        shape: tuple[int, int],
+        tensors: Sequence[Tensor],
+        bias: Tensor | None,
+        activation: str,
+    ) -> Tensor:
+        kernel = kernel_for(self, x, granularity, shape, tensors[0])
+        return self.linear_by(kernel, x, granularity, shape, tensors, bias, activation)
+
+    def linear_by(
+        self,
+        kernel: str,
         x: Tensor,
         granularity: Granularity,
         shape: tuple[int, int],
@@ -78,11 +99,11 @@ class CpuBackend(Backend):
         # The overloads, for choosing one by the arguments costs more than calling it.
         if _is_nm(granularity):
             return torch.ops.sparsekern.nm_linear.default(
-                x, *tensors, bias, granularity.n, granularity.m, shape[0], shape[1], activation, ""
+                x, *tensors, bias, granularity.n, granularity.m, shape[0], shape[1], activation, kernel
             )
         values, columns, offsets = _blocks(granularity, tensors)
         return torch.ops.sparsekern.block_linear.default(
-            x, values, columns, offsets, bias, shape[0], shape[1], activation, ""
+            x, values, columns, offsets, bias, shape[0], shape[1], activation, kernel
         )
 
     def grad_input(
@@ -120,3 +141,22 @@ def _format(granularity: Granularity) -> Block | NM | None:
     if isinstance(granularity, NM) and granularity.rows > 1:
         return Block(granularity.rows, 1)
     return granularity if isinstance(granularity, (Block, NM)) else None
+
+
+@cache
+def _table(backend: str) -> tuple[KernelRecord, ...]:
+    """The lines of both native tables."""
+    records: list[KernelRecord] = []
+    for line in native.kernels():
+        kind, dtypes = line.pop("format"), SERVES[line.pop("numbers")]
+        shape = Tile(line.pop("family"), line.pop("outputs"), line.pop("panel"), line.pop("lanes"))
+        tile = None if shape.family == "pairs" else shape  # whose rates are not measured yet
+        record = KernelRecord(backend=backend, op=OPS[kind], granularity=kind, dtypes=dtypes, tile=tile, **line)
+        # The first line that fits is chosen, so an earlier one that takes these blocks ends this one's range.
+        limits = [above.min_tokens for above in records if above.isa == record.isa and above.covers(record)]
+        records.append(replace(record, max_tokens=min(limits) - 1) if limits else record)
+    for line in native.grad_kernels():
+        kind = line.pop("format")
+        op = f"{OPS[kind]}_grad_{line.pop('grad')}"
+        records.append(KernelRecord(backend=backend, op=op, granularity=kind, dtypes=("float32",), **line))
+    return tuple(records)

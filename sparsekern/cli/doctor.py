@@ -80,6 +80,7 @@ def examine() -> Facts:
         "isa": isa,
         "native": native,
         "kernels": active_kernels(target),
+        "plan": plan_facts(target),
         "extras": extra_facts(),
         "problems": problems,
     }
@@ -94,6 +95,17 @@ def active_kernels(target: plan.Target) -> dict[str, list[str]]:
         if kernel.runs_here and kernel.isa not in above:
             names.append(kernel.name)
     return active
+
+
+def plan_facts(target: plan.Target) -> Facts:
+    """Whether this host has been tuned, and where what was measured lies."""
+    host = plan.host_plan()
+    return {
+        "store": str(host.store.path),
+        "tuned": target.isa in host.rates,
+        "cases": len(host.entries.get(target.isa, ())),
+        "trouble": host.store.trouble,
+    }
 
 
 def native_facts() -> Facts:
@@ -172,6 +184,14 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _describe_plan(facts: Facts) -> str:
+    if facts["trouble"]:
+        return f"{'tuned' if facts['tuned'] else 'not tuned'}; {facts['trouble']}"
+    if not facts["tuned"]:
+        return "not tuned for this machine and build: the first kernel that fits runs (python -m sparsekern tune)"
+    return f"tuned, {facts['cases']} cases measured; kept in {facts['store']}"
+
+
 def _describe(facts: Facts) -> list[tuple[str, str]]:
     versions, cpu, isa, native = facts["versions"], facts["cpu"], facts["isa"], facts["native"]
     limit = isa[_native.ENV_ISA]
@@ -185,5 +205,6 @@ def _describe(facts: Facts) -> list[tuple[str, str]]:
             + (f"is {limit}" if limit else "is not set"),
         ),
         ("native", f"{built}, commit {native['git']}" if native.get("git") else built),
+        ("plan", _describe_plan(facts["plan"])),
         *(("kernels", f"{backend}: {', '.join(names) or 'none'}") for backend, names in facts["kernels"].items()),
     ]

@@ -15,6 +15,8 @@ from . import UserError
 VERBS = {
     "demo": "prune a real transformer and show what it gains and what it costs",
     "doctor": "what is installed and built here, and how to mend what is not",
+    "tune": "measure this machine, so that the fastest kernels are chosen",
+    "plan": "which kernel would run a product, and why",
     "kernels": "the kernel table, and which lines of it run here",
 }
 """What each verb is for. ``sparsekern.cli.<verb>`` is imported only when the verb is used."""

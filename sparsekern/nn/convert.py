@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layouts import PackedWeight, pack
-from ..plan import Request, Target, Timing, refusals, select, time_linear
+from ..plan import Request, Target, Timing, kernel_name, refusals, time_linear
 from ..prune import Calibration, calibrated_weights, make_mask
 from ..prune.watch import call, undisturbed, watched
 from ..report import LayerReport, Report
@@ -290,8 +290,7 @@ def _request(packed: PackedWeight) -> Request:
 
 def _facts(packed: PackedWeight, tokens: int) -> dict[str, Any]:
     """What the report says about a packed weight."""
-    request = _request(packed)
-    kernel = select(request).kernel_name(request, tokens)
+    kernel = kernel_name(_request(packed), packed.values.numel(), tokens)
     density = None if packed.device.type == "meta" else packed.density
     return {"granularity": packed.granularity.label, "density": density, "kernel": kernel}
 

@@ -1,30 +1,49 @@
 """The middle end: what kernels exist, what they cost here, which one serves a weight."""
 
+from .choose import Choice, HostPlan, host_plan, kernel_name, renew
+from .cost import Cost, Work, predict
 from .measure import PackedLayer, Sample, Timing, interleave, time_linear
+from .rates import Rates, measure_rates
 from .registry import (
     Backend,
     KernelRecord,
     Request,
+    Tile,
     backends,
     kernels,
     register_backend,
 )
 from .select import refusals, select
+from .store import Entry, Store, host_key
 from .target import Target
 
 __all__ = [
     "Backend",
+    "Choice",
+    "Cost",
+    "Entry",
+    "HostPlan",
     "KernelRecord",
     "PackedLayer",
+    "Rates",
     "Request",
     "Sample",
+    "Store",
     "Target",
+    "Tile",
     "Timing",
+    "Work",
     "backends",
+    "host_key",
+    "host_plan",
     "interleave",
+    "kernel_name",
     "kernels",
+    "measure_rates",
+    "predict",
     "refusals",
     "register_backend",
+    "renew",
     "select",
     "time_linear",
 ]

@@ -18,6 +18,23 @@ from ..layouts import Granularity
 
 
 @dataclass(frozen=True)
+class Tile:
+    """What a kernel's inner loop holds in registers, from which its cost is told.
+
+    Attributes:
+        family: how the loop is laid out: ``outputs``, ``tokens``, ``single`` or ``vector`` (``docs/kernels.md``).
+        outputs: outputs held at once.
+        tokens: most tokens held at once.
+        lanes: floats of a vector.
+    """
+
+    family: str
+    outputs: int
+    tokens: int
+    lanes: int
+
+
+@dataclass(frozen=True)
 class KernelRecord:
     """One line of the kernel table.
 
@@ -33,6 +50,7 @@ class KernelRecord:
         multiple: whether it takes every multiple of ``rows`` too; with 1 it takes whatever there is.
         min_tokens: fewest tokens (rows of the activation) for which it is chosen.
         max_tokens: most tokens for which it is chosen; None if there is no limit.
+        tile: its inner loop; None where no cost is told from it.
     """
 
     name: str
@@ -46,6 +64,11 @@ class KernelRecord:
     multiple: bool = True
     min_tokens: int = 0
     max_tokens: int | None = None
+    tile: Tile | None = None
+
+    def takes_rows(self, rows: int) -> bool:
+        """Whether it takes blocks of so many rows."""
+        return rows % self.rows == 0 if self.multiple else rows == self.rows
 
     def covers(self, other: KernelRecord) -> bool:
         """Whether it takes the format of ``other``, in blocks of all the heights that that one takes."""
@@ -95,7 +118,11 @@ class Backend(ABC):
 
     @abstractmethod
     def kernel_name(self, request: Request, tokens: int) -> str:
-        """Name of the kernel that will run for so many tokens."""
+        """Name of the kernel that runs for so many tokens where nothing has been measured."""
+
+    def candidates(self, request: Request) -> list[KernelRecord]:
+        """All kernels that can serve the request here, whatever the number of tokens; none if there is no choice."""
+        return []
 
     @abstractmethod
     def linear(
@@ -123,6 +150,29 @@ class Backend(ABC):
         Returns:
             ``[..., out]``, contiguous, of the weight's dtype: new memory.
         """
+
+    def linear_by(
+        self,
+        kernel: str,
+        x: Tensor,
+        granularity: Granularity,
+        shape: tuple[int, int],
+        tensors: Sequence[Tensor],
+        bias: Tensor | None,
+        activation: str,
+    ) -> Tensor:
+        """:meth:`linear` with one of :meth:`candidates`; to be had where there are some.
+
+        Args:
+            kernel: its name; empty for the one that :meth:`kernel_name` gives.
+            x: this and what follows as for :meth:`linear`.
+            granularity: layout of the weight.
+            shape: ``(out, in)``.
+            tensors: the packed tensors.
+            bias: ``[out]`` or None.
+            activation: one of ``ops.ACTIVATIONS``.
+        """
+        raise NotImplementedError(f"{self.name}: expected no choice of kernels, got {kernel!r}; define linear_by")
 
     def grad_input(
         self, grad: Tensor, granularity: Granularity, shape: tuple[int, int], tensors: Sequence[Tensor]

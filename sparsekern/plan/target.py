@@ -52,3 +52,14 @@ def cpu_name() -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def cpu_identity() -> str:
+    """Its name with family and model: hypervisors shorten the name, and these say which core it is."""
+    try:
+        with open("/proc/cpuinfo") as info:
+            lines = info.read().split("\n\n")[0].splitlines()
+    except OSError:
+        return cpu_name()
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return f"{cpu_name()} (family {facts.get('cpu family', '?')} model {facts.get('model', '?')})"
