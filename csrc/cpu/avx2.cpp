@@ -12,6 +12,7 @@
 
 SPARSEKERN_REGION_BEGIN("avx2,fma")
 #include "cpu/isa/avx2.h"
+#include "cpu/isa/avx2_picks.h"
 
 namespace sparsekern::avx2 {
 namespace {

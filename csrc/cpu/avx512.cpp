@@ -18,7 +18,9 @@
 
 SPARSEKERN_REGION_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,prfchw")
 #include "cpu/isa/avx2.h"
+#include "cpu/isa/avx2_picks.h"
 #include "cpu/isa/avx512.h"
+#include "cpu/isa/avx512_picks.h"
 
 namespace sparsekern::avx512 {
 namespace {

@@ -348,21 +348,30 @@ struct SingleNM : SingleFamily<V, kMostVectors, kCopies> {
 
   static void run_share(const NMMatrix& a, const LinearCall& call, const Share& share) {
     const auto is = [&](int64_t n, int64_t m) { return a.n == n && a.m == m; };
-    // A call of more tokens gives no thread as few, so the threads do not decide.
-    static_assert(SingleNM::kPanel > PicksFamily<V>::kMostTokens, "a share of several");
-    const bool few = share.token_end - share.token_begin <= PicksFamily<V>::kMostTokens;
-    if (is(2, 4) && SingleNM::kForFewTokens && few) {
-      PicksFamily<V>::run_share(a, call, share);
-    } else if (is(2, 4)) {
-      SingleNM::template run_with<Of<2, 4, 2>::template With>(a, call, share);
+    if (is(2, 4)) {
+      run<2, 4, 2>(a, call, share);
     } else if (is(1, 4)) {
-      SingleNM::template run_with<Of<1, 4, 2>::template With>(a, call, share);
+      run<1, 4, 2>(a, call, share);
     } else if (is(4, 8)) {
-      SingleNM::template run_with<Of<4, 8, 4>::template With>(a, call, share);
+      run<4, 8, 4>(a, call, share);
     } else if (is(8, 16)) {
-      SingleNM::template run_with<Of<8, 16, 4>::template With>(a, call, share);
+      run<8, 16, 4>(a, call, share);
     } else {
       SingleNM::template run_with<Of<0, 0, 0>::template With>(a, call, share);
     }
+  }
+
+  // A call of more tokens than are picked for gives no thread as few, so the threads do not decide.
+  template <int kN, int kM, int kBits>
+  static void run(const NMMatrix& a, const LinearCall& call, const Share& share) {
+    using Picks = PicksFamily<V, kN, kM>;
+    if constexpr (SingleNM::kForFewTokens && Picks::kMostTokens > 0) {
+      static_assert(SingleNM::kPanel > Picks::kMostTokens, "a share of several");
+      if (share.token_end - share.token_begin <= Picks::kMostTokens) {
+        Picks::run_share(a, call, share);
+        return;
+      }
+    }
+    SingleNM::template run_with<Of<kN, kM, kBits>::template With>(a, call, share);
   }
 };

@@ -8,6 +8,9 @@
 
 namespace sparsekern::avx2 {
 
+template <int kN, int kM>
+struct Picks8;
+
 struct Vec8 {
   using Reg = __m256;
   static constexpr int kLanes = 8;
@@ -55,24 +58,9 @@ struct Vec8 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
   }
 
-  // Positions in 2:4 (layouts/fragments.py): the two words of a g, and where in its groups each of
-  // vector v's lanes picks.
-  using Picks = __m256i;
-  using Index = __m256i;
-  static SPARSEKERN_INLINE Picks picks(const uint8_t* p) {
-    const __m256i words =
-        _mm256_castpd_si256(_mm256_broadcast_sd(reinterpret_cast<const double*>(p)));
-    const __m256i halves = _mm256_castps_si256(_mm256_permutevar_ps(
-        _mm256_castsi256_ps(words), _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)));
-    return _mm256_srlv_epi32(halves, _mm256_setr_epi32(0, 2, 16, 18, 0, 2, 16, 18));
-  }
-  template <int v>
-  static SPARSEKERN_INLINE Index index(Picks picks) {
-    return _mm256_srli_epi32(picks, 4 * v);
-  }
-  static SPARSEKERN_INLINE Reg pick(Reg groups, Index index) {
-    return _mm256_permutevar_ps(groups, index);
-  }
+  // How vectors of weights find their inputs (avx2_picks.h).
+  template <int kN, int kM>
+  using Picks = Picks8<kN, kM>;
 
   // Lane i of the result is the sum of the lanes of in[i].
   static SPARSEKERN_INLINE Reg sum_lanes(const Reg in[8]) {

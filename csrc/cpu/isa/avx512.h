@@ -12,6 +12,9 @@
 
 namespace sparsekern::avx512 {
 
+template <int kN, int kM>
+struct Picks16;
+
 struct Vec16 {
   using Reg = __m512;
   static constexpr int kLanes = 16;
@@ -52,23 +55,9 @@ struct Vec16 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
   }
 
-  using Picks = __m512i;
-  using Index = __m512i;
-  static SPARSEKERN_INLINE Picks picks(const uint8_t* p) {
-    const __m512i words = _mm512_castps_si512(load_pair(reinterpret_cast<const float*>(p)));
-    const __m512i halves = _mm512_castps_si512(
-        _mm512_permutevar_ps(_mm512_castsi512_ps(words),
-                             _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1)));
-    return _mm512_srlv_epi32(
-        halves, _mm512_setr_epi32(0, 2, 16, 18, 0, 2, 16, 18, 4, 6, 20, 22, 4, 6, 20, 22));
-  }
-  template <int v>
-  static SPARSEKERN_INLINE Index index(Picks picks) {
-    return _mm512_srli_epi32(picks, 8 * v);
-  }
-  static SPARSEKERN_INLINE Reg pick(Reg groups, Index index) {
-    return _mm512_permutevar_ps(groups, index);
-  }
+  // How vectors of weights find their inputs (avx512_picks.h).
+  template <int kN, int kM>
+  using Picks = Picks16<kN, kM>;
 
   static SPARSEKERN_INLINE Reg sum_lanes(const Reg in[16]) {
     Reg half[8], quarter[4], pair[2];
