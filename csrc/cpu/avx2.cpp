@@ -29,7 +29,7 @@ SPARSEKERN_DEFINE(avx2, vector_r16_avx2, VectorFamily<Vec8, Vec8, 2>)
 SPARSEKERN_DEFINE(avx2, vector_r8_avx2, VectorFamily<Vec8, Vec8, 1>)
 SPARSEKERN_DEFINE(avx2, vector_r4_avx2, VectorFamily<Vec4, Vec8, 1>)
 SPARSEKERN_DEFINE(avx2, tokens_r1_avx2, SingleBlocks<Vec8, 12, 1>)
-SPARSEKERN_DEFINE(avx2, few_r1_avx2, SingleBlocks<Vec8, 3, 4>)
+SPARSEKERN_DEFINE(avx2, few_r1_avx2, SingleBlocks<Vec8, 3, 4, RowsFamily<Vec4, Vec8>>)
 SPARSEKERN_DEFINE(avx2, tokens_nm_avx2, SingleNM<Vec8, 12, 1>)
 SPARSEKERN_DEFINE(avx2, few_nm_avx2, SingleNM<Vec8, 3, 4>)
 

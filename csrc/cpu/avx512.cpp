@@ -41,7 +41,7 @@ SPARSEKERN_DEFINE(avx512, vector_r16_avx512, VectorFamily<Vec8, Vec16, 2>)
 SPARSEKERN_DEFINE(avx512, vector_r8_avx512, VectorFamily<Vec8, Vec16, 1>)
 SPARSEKERN_DEFINE(avx512, vector_r4_avx512, VectorFamily<Vec4, Vec16, 1>)
 SPARSEKERN_DEFINE(avx512, tokens_r1_avx512, SingleBlocks<Vec16, 6, 1>)
-SPARSEKERN_DEFINE(avx512, few_r1_avx512, SingleBlocks<Vec16, 4, 4>)
+SPARSEKERN_DEFINE(avx512, few_r1_avx512, SingleBlocks<Vec16, 4, 4, RowsFamily<Vec4, Vec8>>)
 SPARSEKERN_DEFINE(avx512, tokens_nm_avx512, SingleNM<Vec16, 6, 1>)
 SPARSEKERN_DEFINE(avx512, few_nm_avx512, SingleNM<Vec16, 4, 4>)
 

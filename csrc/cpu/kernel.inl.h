@@ -8,6 +8,7 @@
 #include "cpu/tokens.inl.h"
 #include "cpu/vector.inl.h"
 #include "cpu/picks.inl.h"
+#include "cpu/rows.inl.h"
 #include "cpu/single.inl.h"
 #include "cpu/grad_transpose.inl.h"
 #include "cpu/grad_input.inl.h"

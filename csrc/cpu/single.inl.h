@@ -322,7 +322,8 @@ struct SingleFamily {
   }
 };
 
-template <class V, int kMostVectors, int kCopies>
+// Rows: the family that takes single weights for as few tokens as it names; void for none.
+template <class V, int kMostVectors, int kCopies, class Rows = void>
 struct SingleBlocks : SingleFamily<V, kMostVectors, kCopies> {
   using Matrix = BlockMatrix;
   template <int MV>
@@ -331,6 +332,14 @@ struct SingleBlocks : SingleFamily<V, kMostVectors, kCopies> {
   };
 
   static void run_share(const BlockMatrix& a, const LinearCall& call, const Share& share) {
+    if constexpr (SingleBlocks::kForFewTokens) {
+      // A call of more tokens gives no thread as few, so the threads do not decide.
+      static_assert(SingleBlocks::kPanel > Rows::kMostTokens, "a share of several");
+      if (a.rows * a.cols == 1 && share.token_end - share.token_begin <= Rows::kMostTokens) {
+        Rows::run_share(a, call, share);
+        return;
+      }
+    }
     SingleBlocks::template run_with<With>(a, call, share);
   }
 };
@@ -361,7 +370,6 @@ struct SingleNM : SingleFamily<V, kMostVectors, kCopies> {
     }
   }
 
-  // A call of more tokens than are picked for gives no thread as few, so the threads do not decide.
   template <int kN, int kM, int kBits>
   static void run(const NMMatrix& a, const LinearCall& call, const Share& share) {
     using Picks = PicksFamily<V, kN, kM>;

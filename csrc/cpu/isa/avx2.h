@@ -108,7 +108,15 @@ struct Vec4 {
 
   static SPARSEKERN_INLINE Reg zero() { return _mm_setzero_ps(); }
   static SPARSEKERN_INLINE Reg set(float x) { return _mm_set1_ps(x); }
+  static SPARSEKERN_INLINE Reg of(float a, float b, float c, float d) {
+    return _mm_setr_ps(a, b, c, d);
+  }
   static SPARSEKERN_INLINE Reg splat(const float* p) { return _mm_broadcast_ss(p); }
+  static SPARSEKERN_INLINE Reg load_quad(const float* p) { return _mm_loadu_ps(p); }
+  template <int I>
+  static SPARSEKERN_INLINE Reg splat_of(Reg few) {
+    return _mm_permute_ps(few, I * 0x55);
+  }
   static SPARSEKERN_INLINE Reg load(const float* p) { return _mm_loadu_ps(p); }
   static SPARSEKERN_INLINE void store(float* p, Reg v) { _mm_storeu_ps(p, v); }
   static SPARSEKERN_INLINE __m128i first(int n) {
@@ -132,6 +140,19 @@ struct Vec4 {
   static SPARSEKERN_INLINE Reg exp2i(Reg n) {
     return _mm_castsi128_ps(
         _mm_slli_epi32(_mm_add_epi32(_mm_cvtps_epi32(n), _mm_set1_epi32(127)), 23));
+  }
+
+  static SPARSEKERN_INLINE void load_transposed(const float* src, int64_t stride, int rows,
+                                                Reg out[4]) {
+    Reg in[4];
+    SPARSEKERN_UNROLL
+    for (int i = 0; i < 4; ++i) in[i] = load(src + (i < rows ? i : rows - 1) * stride);
+    const Reg a = _mm_unpacklo_ps(in[0], in[1]), b = _mm_unpackhi_ps(in[0], in[1]);
+    const Reg c = _mm_unpacklo_ps(in[2], in[3]), d = _mm_unpackhi_ps(in[2], in[3]);
+    out[0] = _mm_movelh_ps(a, c);
+    out[1] = _mm_movehl_ps(c, a);
+    out[2] = _mm_movelh_ps(b, d);
+    out[3] = _mm_movehl_ps(d, b);
   }
 };
 

@@ -16,6 +16,7 @@ struct Vec4 {
   static constexpr int kLanes = 4;
 
   static SPARSEKERN_INLINE Reg set(float x) { return Reg{x, x, x, x}; }
+  static SPARSEKERN_INLINE Reg of(float a, float b, float c, float d) { return Reg{a, b, c, d}; }
   static SPARSEKERN_INLINE Reg zero() { return set(0.0f); }
   static SPARSEKERN_INLINE Reg splat(const float* p) { return set(*p); }
   static SPARSEKERN_INLINE Reg load(const float* p) {
