@@ -1,5 +1,6 @@
 // The families of kernels. Included inside an ISA region, once for each ISA namespace.
 // clang-format off: each builds on the ones before it
+#include "cpu/numbers.inl.h"
 #include "cpu/epilogue.inl.h"
 #include "cpu/driver.inl.h"
 #include "cpu/panel.inl.h"

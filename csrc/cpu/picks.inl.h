@@ -20,18 +20,22 @@
 
 // Tokens in the order of the values, tile by tile: [tiles][tokens][8 m], with the groups of a tile
 // in the order 0 4 1 5 2 6 3 7.
-static void order_groups(const float* x, int64_t x_stride, int64_t tokens, int64_t inputs,
+template <class Value>
+static void order_groups(const Value* x, int64_t x_stride, int64_t tokens, int64_t inputs,
                          int64_t padded, int64_t m, float* ordered) {
   for (int64_t tile = 0; tile < padded; tile += 8 * m) {
     for (int64_t t = 0; t < tokens; ++t) {
       for (int64_t place = 0; place < 8; ++place, ordered += m) {
         const int64_t begin = tile + (place % 2 * 4 + place / 2) * m;
-        const float* const from = x + t * x_stride + begin;
-        for (int64_t i = 0; i < m; ++i) ordered[i] = begin + i < inputs ? from[i] : 0.0f;
+        const Value* const from = x + t * x_stride + begin;
+        for (int64_t i = 0; i < m; ++i) ordered[i] = begin + i < inputs ? widened(from[i]) : 0.0f;
       }
     }
   }
 }
+
+// Tokens for which there is room: enough for every pattern, and for bfloat16.
+constexpr int64_t kMostPicked = 20;
 
 template <int N>
 struct Count {
@@ -39,7 +43,7 @@ struct Count {
 };
 
 // T tokens, G pairs of rows of a row tile.
-template <class V, int kN, int kM, int G, int T>
+template <class V, class Value, int kN, int kM, int G, int T>
 struct PicksStrip {
   using Reg = typename V::Reg;
   using Picks = typename V::template Picks<kN, kM>;
@@ -62,7 +66,7 @@ struct PicksStrip {
 
   // The vectors v of the pairs [g, g + kPairs).
   template <int v, int g, int kPairs>
-  SPARSEKERN_INLINE void add(const float* w, const typename Picks::Places places[kPairs],
+  SPARSEKERN_INLINE void add(const Value* w, const typename Picks::Places places[kPairs],
                              const float* x) {
     typename Picks::Index index[kPairs];
     Reg weights[kPairs];
@@ -84,7 +88,7 @@ struct PicksStrip {
 
   // All vectors of the pairs [g, g + kPairs), from v on; then those of the pairs after them.
   template <int kPairs, int g = 0>
-  SPARSEKERN_INLINE void add_tile(const float* w, const uint8_t* p, const float* x) {
+  SPARSEKERN_INLINE void add_tile(const Value* w, const uint8_t* p, const float* x) {
     typename Picks::Places places[kPairs];
     SPARSEKERN_UNROLL
     for (int i = 0; i < kPairs; ++i) places[i] = Picks::places(p + (g + i) * kBytes);
@@ -93,7 +97,7 @@ struct PicksStrip {
   }
 
   template <int v, int g, int kPairs>
-  SPARSEKERN_INLINE void add_vectors(const float* w, const typename Picks::Places places[kPairs],
+  SPARSEKERN_INLINE void add_vectors(const Value* w, const typename Picks::Places places[kPairs],
                                      const float* x) {
     add<v, g, kPairs>(w, places, x);
     if constexpr (v + 1 < kVectors) add_vectors<v + 1, g, kPairs>(w, places, x);
@@ -101,7 +105,7 @@ struct PicksStrip {
 
   // The pairs of rows g and g + 8, g in [0, G) from where `w` and `p` begin, onto the lanes
   // [8][T][kSum].
-  static SPARSEKERN_NOINLINE void run(const float* w, const uint8_t* p, int64_t tiles,
+  static SPARSEKERN_NOINLINE void run(const Value* w, const uint8_t* p, int64_t tiles,
                                       const float* x, int64_t x_tile, float* lanes) {
     PicksStrip sums;
     SPARSEKERN_UNROLL
@@ -110,7 +114,7 @@ struct PicksStrip {
     }
     for (; tiles > 0; --tiles, w += 8 * kWeights, p += 8 * kBytes, x += x_tile) {
       SPARSEKERN_UNROLL
-      for (int i = 0; i < G * kWeights; i += kLine) {
+      for (int i = 0; i < G * kWeights; i += kLine * 4 / sizeof(Value)) {
         __builtin_prefetch(w + kTilesAhead * 8 * kWeights + i, 0, kNearness);
       }
       SPARSEKERN_UNROLL
@@ -126,19 +130,20 @@ struct PicksStrip {
   }
 };
 
-template <class V, int kN, int kM>
+template <class V, class Value, int kN, int kM>
 struct PicksFamily {
   using Reg = typename V::Reg;
   using Picks = typename V::template Picks<kN, kM>;
-  using Tile = PicksStrip<V, kN, kM, 1, 1>;
+  using Tile = PicksStrip<V, Value, kN, kM, 1, 1>;
   static constexpr int kLanes = V::kLanes;
   static constexpr int kSum = Tile::kSum;
   static constexpr int64_t kMostTokens = Picks::kMostTokens;
+  static_assert(kMostTokens <= kMostPicked, "room for lanes");
 
   // Adds up the lanes [8][kSum] of a token, whose pairs lie `stride` apart, and writes what there
   // is of the 16 outputs.
-  static SPARSEKERN_INLINE void write(const float* lanes, int64_t stride, const float* bias,
-                                      int64_t outputs, float* y) {
+  static SPARSEKERN_INLINE void write(const float* lanes, int64_t stride, const float bias[16],
+                                      Activation activation, int64_t outputs, Value* y) {
     constexpr int kWidth = kLanes < 8 ? kLanes : 8;
     SPARSEKERN_UNROLL
     for (int g = 0; g < 8; g += kWidth) {
@@ -156,36 +161,33 @@ struct PicksFamily {
       for (int pair = 0; pair < 2; ++pair) {
         const int64_t n = g + 8 * pair;
         const int valid = (int)max64(0, min64(kWidth, outputs - n));
-        if (bias != nullptr) sums[pair] = V::add(sums[pair], V::load_first(bias + n, valid));
-        V::store_first(y + n, sums[pair], valid);
+        const Reg sum = V::add(sums[pair], V::load_first(bias + n, kWidth));
+        store_first<V>(y + n, activate<V>(sum, activation), valid);
       }
     }
   }
 
   // Some groups of a row tile, T tokens.
   template <int T>
-  static void run_chunk(const float* w, const uint8_t* p, int64_t tiles, const float* x,
+  static void run_chunk(const Value* w, const uint8_t* p, int64_t tiles, const float* x,
                         int64_t x_tile, float* lanes) {
     constexpr int kPairs = Picks::kSums / (T * Tile::kRowSums);
     constexpr int kMostPairs = T == 1 ? 8 : 4;
     constexpr int G = kPairs < 1 ? 1 : kPairs < kMostPairs ? kPairs : kMostPairs;
     for (int g = 0; g < 8; g += G) {
-      PicksStrip<V, kN, kM, G, T>::run(w + g * Tile::kWeights, p + g * Tile::kBytes, tiles, x,
-                                       x_tile, lanes + g * T * kSum);
+      PicksStrip<V, Value, kN, kM, G, T>::run(w + g * Tile::kWeights, p + g * Tile::kBytes, tiles,
+                                              x, x_tile, lanes + g * T * kSum);
     }
   }
 
-  // Calls body.run<T>(t) for all tokens t, T at a time.
-  template <class Body>
-  static void cut(int64_t tokens, const Body& body) {
-    int64_t t = 0;
-    for (; t + 8 <= tokens; t += 8) body(Count<8>{}, t);
-    if (tokens & 4) body(Count<4>{}, t), t += 4;
-    if (tokens & 2) body(Count<2>{}, t), t += 2;
-    if (tokens & 1) body(Count<1>{}, t);
+  // Calls body(Count<T>, t) for all tokens t, T at a time.
+  template <int T = Picks::kTokens, class Body>
+  static void cut(int64_t tokens, const Body& body, int64_t t = 0) {
+    for (; t + T <= tokens; t += T) body(Count<T>{}, t);
+    if constexpr (T > 1) cut<T / 2>(tokens, body, t);
   }
 
-  static void run_share(const NMMatrix& a, const LinearCall& call, const Share& share) {
+  static void run_share(const NMMatrixOf<Value>& a, const CallOf<Value>& call, const Share& share) {
     const int64_t tokens = share.token_end - share.token_begin;
     const int64_t tiles = a.group_tiles(), x_tile = tokens * Tile::kInputs;
     // All of a row tile where there is no second token.
@@ -193,8 +195,8 @@ struct PicksFamily {
     float* const x = share.scratch;
     order_groups(call.x + share.token_begin * call.x_stride, call.x_stride, tokens, a.in_features,
                  a.padded_in_features(), kM, x);
-    float* const y = call.y + share.token_begin * call.y_stride;
-    float lanes[8 * kSum * kMostTokens];
+    Value* const y = call.y + share.token_begin * call.y_stride;
+    float lanes[8 * kSum * kMostPicked];
     for (int64_t row_tile = share.row_begin; row_tile < share.row_end; ++row_tile) {
       for (int64_t i = 0; i < 8 * kSum * tokens; ++i) lanes[i] = 0.0f;
       for (int64_t tile = 0; tile < tiles; tile += chunk) {
@@ -207,19 +209,36 @@ struct PicksFamily {
         });
       }
       const int64_t output = row_tile * 16, outputs = min64(16, a.out_features - output);
-      const float* bias = call.bias == nullptr ? nullptr : call.bias + output;
+      float bias[16] = {};
+      for (int64_t n = 0; call.bias != nullptr && n < outputs; ++n) {
+        bias[n] = widened(call.bias[output + n]);
+      }
       cut(tokens, [&](auto count, int64_t first) {
         constexpr int T = decltype(count)::kCount;
         for (int64_t t = 0; t < T; ++t) {
-          write(lanes + first * 8 * kSum + t * kSum, T * kSum, bias, outputs,
+          write(lanes + first * 8 * kSum + t * kSum, T * kSum, bias, call.activation, outputs,
                 y + (first + t) * call.y_stride + output);
         }
       });
     }
-    if (call.activation != Activation::kNone) {
-      const int64_t output = share.row_begin * 16;
-      activate_rows<V>(y + output, call.y_stride, tokens,
-                       min64(share.row_end * 16, a.out_features) - output, call.activation);
+  }
+};
+
+// bfloat16 of the patterns that have Picks (cpu/narrow.inc).
+template <class V>
+struct PicksOfBFloat16 {
+  using Matrix = NMMatrixOf<BFloat16>;
+  static constexpr int64_t kMostTokens = kMostPicked;
+
+  static void run_share(const Matrix& a, const CallOf<BFloat16>& call, const Share& share) {
+    if (a.m == 8) {
+      PicksFamily<V, BFloat16, 4, 8>::run_share(a, call, share);
+    } else if (a.m == 16) {
+      PicksFamily<V, BFloat16, 8, 16>::run_share(a, call, share);
+    } else if (a.n == 1) {
+      PicksFamily<V, BFloat16, 1, 4>::run_share(a, call, share);
+    } else {
+      PicksFamily<V, BFloat16, 2, 4>::run_share(a, call, share);
     }
   }
 };

@@ -372,11 +372,12 @@ struct SingleNM : SingleFamily<V, kMostVectors, kCopies> {
 
   template <int kN, int kM, int kBits>
   static void run(const NMMatrix& a, const LinearCall& call, const Share& share) {
-    using Picks = PicksFamily<V, kN, kM>;
-    if constexpr (SingleNM::kForFewTokens && Picks::kMostTokens > 0) {
-      static_assert(SingleNM::kPanel > Picks::kMostTokens, "a share of several");
-      if (share.token_end - share.token_begin <= Picks::kMostTokens) {
-        Picks::run_share(a, call, share);
+    constexpr int64_t kMostTokens = V::template Picks<kN, kM>::kMostTokens;
+    if constexpr (SingleNM::kForFewTokens && kMostTokens > 0) {
+      // A call of more tokens gives no thread as few, so the threads do not decide.
+      static_assert(SingleNM::kPanel > kMostTokens, "a share of several");
+      if (share.token_end - share.token_begin <= kMostTokens) {
+        PicksFamily<V, float, kN, kM>::run_share(a, call, share);
         return;
       }
     }

@@ -4,12 +4,18 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "core/view.h"
 #include "cpu/isa/region.h"
 
 namespace sparsekern::avx2 {
 
 template <int kN, int kM>
 struct Picks8;
+
+static SPARSEKERN_INLINE __m128 widened_four(const BFloat16* p) {
+  const __m128i bits = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(bits), 16));
+}
 
 struct Vec8 {
   using Reg = __m256;
@@ -30,7 +36,15 @@ struct Vec8 {
   static SPARSEKERN_INLINE Reg splat_of(Reg few) {
     return _mm256_permute_ps(few, I * 0x55);
   }
+  static SPARSEKERN_INLINE Reg load_quad(const BFloat16* p) {
+    const __m128 four = widened_four(p);
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(four), four, 1);
+  }
   static SPARSEKERN_INLINE Reg load(const float* p) { return _mm256_loadu_ps(p); }
+  static SPARSEKERN_INLINE Reg load(const BFloat16* p) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+  }
   static SPARSEKERN_INLINE void store(float* p, Reg v) { _mm256_storeu_ps(p, v); }
   static SPARSEKERN_INLINE __m256i first(int n) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -113,11 +127,13 @@ struct Vec4 {
   }
   static SPARSEKERN_INLINE Reg splat(const float* p) { return _mm_broadcast_ss(p); }
   static SPARSEKERN_INLINE Reg load_quad(const float* p) { return _mm_loadu_ps(p); }
+  static SPARSEKERN_INLINE Reg load_quad(const BFloat16* p) { return widened_four(p); }
   template <int I>
   static SPARSEKERN_INLINE Reg splat_of(Reg few) {
     return _mm_permute_ps(few, I * 0x55);
   }
   static SPARSEKERN_INLINE Reg load(const float* p) { return _mm_loadu_ps(p); }
+  static SPARSEKERN_INLINE Reg load(const BFloat16* p) { return widened_four(p); }
   static SPARSEKERN_INLINE void store(float* p, Reg v) { _mm_storeu_ps(p, v); }
   static SPARSEKERN_INLINE __m128i first(int n) {
     return _mm_cmpgt_epi32(_mm_set1_epi32(n), _mm_setr_epi32(0, 1, 2, 3));

@@ -14,8 +14,8 @@ struct Picks8 {
 // [2 groups][pair][2] weights from four inputs each.
 template <>
 struct Picks8<2, 4> {
-  static constexpr int64_t kMostTokens = 11;
-  static constexpr int kSums = 8;
+  static constexpr int64_t kMostTokens = 12;
+  static constexpr int kTokens = 4, kSums = 8;
   using Places = __m256i;
   using Index = __m256i;
   using Inputs = __m256;
@@ -41,8 +41,8 @@ struct Picks8<2, 4> {
 // [q][half][pair] weights of four groups, from four inputs each.
 template <>
 struct Picks8<1, 4> {
-  static constexpr int64_t kMostTokens = 11;
-  static constexpr int kSums = 8;
+  static constexpr int64_t kMostTokens = 8;
+  static constexpr int kTokens = 4, kSums = 8;
   using Places = __m256i;
   using Index = __m256i;
   struct Inputs {
@@ -72,8 +72,8 @@ struct Picks8<1, 4> {
 // [pair][4] weights from the eight inputs of a group.
 template <>
 struct Picks8<4, 8> {
-  static constexpr int64_t kMostTokens = 11;
-  static constexpr int kSums = 8;
+  static constexpr int64_t kMostTokens = 16;
+  static constexpr int kTokens = 4, kSums = 8;
   using Places = __m256i;  // words [half][pair][2]
   using Index = __m256i;
   using Inputs = __m256;
@@ -100,8 +100,8 @@ struct Picks8<4, 8> {
 // 8 weights of one row from the 16 inputs of a group.
 template <>
 struct Picks8<8, 16> {
-  static constexpr int64_t kMostTokens = 11;
-  static constexpr int kSums = 8;
+  static constexpr int64_t kMostTokens = 8;
+  static constexpr int kTokens = 4, kSums = 8;
   using Places = const uint8_t*;  // words [half][pair][q]
   using Index = __m256i;
   struct Inputs {

@@ -8,6 +8,7 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "core/view.h"
 #include "cpu/isa/region.h"
 
 namespace sparsekern::avx512 {
@@ -28,11 +29,20 @@ struct Vec16 {
   static SPARSEKERN_INLINE Reg load_quad(const float* p) {
     return _mm512_broadcast_f32x4(_mm_loadu_ps(p));
   }
+  static SPARSEKERN_INLINE Reg load_quad(const BFloat16* p) {
+    const __m128i bits = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return _mm512_castsi512_ps(
+        _mm512_broadcast_i32x4(_mm_slli_epi32(_mm_cvtepu16_epi32(bits), 16)));
+  }
   template <int I>
   static SPARSEKERN_INLINE Reg splat_of(Reg few) {
     return _mm512_shuffle_ps(few, few, I * 0x55);
   }
   static SPARSEKERN_INLINE Reg load(const float* p) { return _mm512_loadu_ps(p); }
+  static SPARSEKERN_INLINE Reg load(const BFloat16* p) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
   static SPARSEKERN_INLINE void store(float* p, Reg v) { _mm512_storeu_ps(p, v); }
   static SPARSEKERN_INLINE __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
   static SPARSEKERN_INLINE Reg load_first(const float* p, int n) {

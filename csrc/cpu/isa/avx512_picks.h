@@ -2,6 +2,8 @@
 // weights that the rows g and g + 8 keep of whole groups (layouts/fragments.py), and its inputs are
 // those of the groups that it meets, in the order of the values.
 //
+//   kMostTokens          up to which vectors of tokens take longer, as measured; 0: no picks
+//   kTokens, kSums       at a time, at most
 //   Places places(p)     the positions of a g, made ready
 //   Index index<v>       where the lanes of its vector v pick
 //   Inputs inputs<v>(x)  what they pick from, of a token
@@ -21,8 +23,8 @@ struct Picks16 {
 // [4 groups][pair][2] weights from four inputs each.
 template <>
 struct Picks16<2, 4> {
-  static constexpr int64_t kMostTokens = 16;
-  static constexpr int kSums = 16;
+  static constexpr int64_t kMostTokens = 12;
+  static constexpr int kTokens = 8, kSums = 16;
   using Places = __m512i;
   using Index = __m512i;
   using Inputs = __m512;
@@ -50,8 +52,8 @@ struct Picks16<2, 4> {
 // [8 groups][pair] weights from 32 inputs.
 template <>
 struct Picks16<1, 4> {
-  static constexpr int64_t kMostTokens = 16;
-  static constexpr int kSums = 16;
+  static constexpr int64_t kMostTokens = 12;
+  static constexpr int kTokens = 4, kSums = 16;
   using Places = __m512i;
   using Index = __m512i;
   struct Inputs {
@@ -84,8 +86,8 @@ struct Picks16<1, 4> {
 // [2 groups][pair][4] weights from 16 inputs.
 template <>
 struct Picks16<4, 8> {
-  static constexpr int64_t kMostTokens = 16;
-  static constexpr int kSums = 16;
+  static constexpr int64_t kMostTokens = 20;
+  static constexpr int kTokens = 8, kSums = 16;
   struct Places {
     __m512i low, high;  // of the vectors 0 and 1, and of 2 and 3
   };
@@ -120,8 +122,8 @@ struct Picks16<4, 8> {
 // [pair][8] weights from the 16 inputs of a group.
 template <>
 struct Picks16<8, 16> {
-  static constexpr int64_t kMostTokens = 16;
-  static constexpr int kSums = 16;
+  static constexpr int64_t kMostTokens = 20;
+  static constexpr int kTokens = 8, kSums = 16;
   struct Places {
     __m512i halves[2];  // a word for each q, of the rows g and g, and g + 8 and g + 8
   };

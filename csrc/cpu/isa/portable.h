@@ -88,7 +88,7 @@ struct Picks4 {
 template <>
 struct Picks4<2, 4> {
   static constexpr int64_t kMostTokens = 11;
-  static constexpr int kSums = 8;
+  static constexpr int kTokens = 4, kSums = 8;
   struct Places {
     uint8_t bytes[8];
   };
