@@ -137,8 +137,8 @@ struct Picks16<8, 16> {
   static SPARSEKERN_INLINE Index index(Places places) {
     const __m512i shifts =
         _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
-    const __m512i words =
-        _mm512_shuffle_epi32(places.halves[v % 2], static_cast<_MM_PERM_ENUM>(v / 2 * 0x55));
+    const __m512 half = _mm512_castsi512_ps(places.halves[v % 2]);
+    const __m512i words = _mm512_castps_si512(_mm512_shuffle_ps(half, half, v / 2 * 0x55));
     return _mm512_srlv_epi32(words, shifts);
   }
   template <int v>
