@@ -1,4 +1,4 @@
-"""The kernels of a few tokens: whole rows of single weights, picks by shuffles, and bfloat16 read as it lies in memory."""
+"""The kernels of a few tokens: rows of single weights, picks by shuffles, bfloat16 read as it lies in memory."""
 
 from __future__ import annotations
 
