@@ -6,7 +6,7 @@
 // The order of fragments puts the weights that the rows g and g + 8 keep of a group side by side,
 // so that a vector picks from few groups, for two rows. Every weight is loaded once, as it lies in
 // memory: for one token that is the time it takes.
-
+//
 // All tokens pass over a chunk of a row tile's weights, and over the inputs that meet it, while
 // both lie in L1:
 //
