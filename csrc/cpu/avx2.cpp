@@ -12,6 +12,7 @@
 
 SPARSEKERN_REGION_BEGIN("avx2,fma")
 #include "cpu/isa/avx2.h"
+#include "cpu/isa/avx2_picks.h"
 
 namespace sparsekern::avx2 {
 namespace {
@@ -28,9 +29,12 @@ SPARSEKERN_DEFINE(avx2, vector_r16_avx2, VectorFamily<Vec8, Vec8, 2>)
 SPARSEKERN_DEFINE(avx2, vector_r8_avx2, VectorFamily<Vec8, Vec8, 1>)
 SPARSEKERN_DEFINE(avx2, vector_r4_avx2, VectorFamily<Vec4, Vec8, 1>)
 SPARSEKERN_DEFINE(avx2, tokens_r1_avx2, SingleBlocks<Vec8, 12, 1>)
-SPARSEKERN_DEFINE(avx2, few_r1_avx2, SingleBlocks<Vec8, 3, 4>)
+SPARSEKERN_DEFINE(avx2, few_r1_avx2, SingleBlocks<Vec8, 3, 4, RowsFamily<float, Vec4, Vec8>>)
 SPARSEKERN_DEFINE(avx2, tokens_nm_avx2, SingleNM<Vec8, 12, 1>)
 SPARSEKERN_DEFINE(avx2, few_nm_avx2, SingleNM<Vec8, 3, 4>)
+
+SPARSEKERN_DEFINE_NARROW(avx2, few_nm_avx2, PicksOfBFloat16<Vec8>)
+SPARSEKERN_DEFINE_NARROW(avx2, few_r1_avx2, RowsFamily<sparsekern::BFloat16, Vec4, Vec8>)
 
 SPARSEKERN_DEFINE_GRAD(avx2, grad_input_r4_avx2, GradInputBlocks<Vec8, 4, 3, 96 * 1024, 4>)
 SPARSEKERN_DEFINE_GRAD(avx2, grad_input_r1_avx2, GradInputBlocks<Vec8, 1, 6, 192 * 1024, 1>)

@@ -18,7 +18,9 @@
 
 SPARSEKERN_REGION_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,prfchw")
 #include "cpu/isa/avx2.h"
+#include "cpu/isa/avx2_picks.h"
 #include "cpu/isa/avx512.h"
+#include "cpu/isa/avx512_picks.h"
 
 namespace sparsekern::avx512 {
 namespace {
@@ -39,9 +41,13 @@ SPARSEKERN_DEFINE(avx512, vector_r16_avx512, VectorFamily<Vec8, Vec16, 2>)
 SPARSEKERN_DEFINE(avx512, vector_r8_avx512, VectorFamily<Vec8, Vec16, 1>)
 SPARSEKERN_DEFINE(avx512, vector_r4_avx512, VectorFamily<Vec4, Vec16, 1>)
 SPARSEKERN_DEFINE(avx512, tokens_r1_avx512, SingleBlocks<Vec16, 6, 1>)
-SPARSEKERN_DEFINE(avx512, few_r1_avx512, SingleBlocks<Vec16, 4, 4>)
+SPARSEKERN_DEFINE(avx512, few_r1_avx512,
+                  SingleBlocks<Vec16, 4, 4, RowsFamily<float, Vec4, Vec8, Vec16>>)
 SPARSEKERN_DEFINE(avx512, tokens_nm_avx512, SingleNM<Vec16, 6, 1>)
 SPARSEKERN_DEFINE(avx512, few_nm_avx512, SingleNM<Vec16, 4, 4>)
+
+SPARSEKERN_DEFINE_NARROW(avx512, few_nm_avx512, PicksOfBFloat16<Vec16>)
+SPARSEKERN_DEFINE_NARROW(avx512, few_r1_avx512, RowsFamily<sparsekern::BFloat16, Vec4, Vec8, Vec16>)
 
 SPARSEKERN_DEFINE_GRAD(avx512, grad_input_r8_avx512, GradInputBlocks<Vec16, 8, 3, 192 * 1024, 2>)
 SPARSEKERN_DEFINE_GRAD(avx512, grad_input_r4_avx512, GradInputBlocks<Vec16, 4, 4, 256 * 1024, 1>)

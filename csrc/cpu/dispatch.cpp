@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "cpu/bfloat16.h"
+#include "cpu/narrow.h"
 #include "cpu/shares.h"
 #include "cpu/table.h"
 
@@ -50,9 +51,11 @@ void run_linear(const KernelInfo& kernel, const Matrix& a,
                 const CallOf<typename Matrix::Value>& call, int64_t tokens, int64_t threads,
                 ParallelFor parallel_for) {
   using Value = typename Matrix::Value;
+  LinearKernel run = kernel.run;
   if constexpr (std::is_same_v<Value, BFloat16>) {
     if (kernel.numbers == Numbers::kFloat32) {
-      return run_widened(kernel, a, call, tokens, threads, parallel_for);
+      run = narrow_kernel(kernel, a, tokens);
+      if (!run) return run_widened(kernel, a, call, tokens, threads, parallel_for);
     }
   }
   for_each_share(kernel, a, tokens, threads, parallel_for, [&](Share share) {
@@ -60,7 +63,7 @@ void run_linear(const KernelInfo& kernel, const Matrix& a,
         kernel_scratch_floats(kernel, a.padded_in_features(), share.token_end - share.token_begin,
                               share.row_end - share.row_begin);
     share.scratch = thread_scratch(share.scratch_floats);
-    kernel.run(&a, &call, &share);
+    run(&a, &call, &share);
   });
 }
 

@@ -25,7 +25,7 @@ SPARSEKERN_DEFINE(portable, vector_r16_portable, VectorFamily<Vec4, Vec4, 2>)
 SPARSEKERN_DEFINE(portable, vector_r8_portable, VectorFamily<Vec4, Vec4, 2>)
 SPARSEKERN_DEFINE(portable, vector_r4_portable, VectorFamily<Vec4, Vec4, 1>)
 SPARSEKERN_DEFINE(portable, tokens_r1_portable, SingleBlocks<Vec4, 12, 1>)
-SPARSEKERN_DEFINE(portable, few_r1_portable, SingleBlocks<Vec4, 3, 4>)
+SPARSEKERN_DEFINE(portable, few_r1_portable, SingleBlocks<Vec4, 3, 4, RowsFamily<float, Vec4>>)
 SPARSEKERN_DEFINE(portable, tokens_nm_portable, SingleNM<Vec4, 12, 1>)
 SPARSEKERN_DEFINE(portable, few_nm_portable, SingleNM<Vec4, 3, 4>)
 

@@ -324,7 +324,8 @@ struct SingleFamily {
   }
 };
 
-template <class V, int kMostVectors, int kCopies>
+// Rows: the family that takes single weights for as few tokens as it names; void for none.
+template <class V, int kMostVectors, int kCopies, class Rows = void>
 struct SingleBlocks : SingleFamily<V, kMostVectors, kCopies> {
   using Matrix = BlockMatrix;
   template <int MV>
@@ -333,6 +334,14 @@ struct SingleBlocks : SingleFamily<V, kMostVectors, kCopies> {
   };
 
   static void run_share(const BlockMatrix& a, const LinearCall& call, const Share& share) {
+    if constexpr (SingleBlocks::kForFewTokens) {
+      // A call of more tokens gives no thread as few, so the threads do not decide.
+      static_assert(SingleBlocks::kPanel > Rows::kMostTokens, "a share of several");
+      if (a.rows * a.cols == 1 && share.token_end - share.token_begin <= Rows::kMostTokens) {
+        Rows::run_share(a, call, share);
+        return;
+      }
+    }
     SingleBlocks::template run_with<With>(a, call, share);
   }
 };
@@ -350,21 +359,30 @@ struct SingleNM : SingleFamily<V, kMostVectors, kCopies> {
 
   static void run_share(const NMMatrix& a, const LinearCall& call, const Share& share) {
     const auto is = [&](int64_t n, int64_t m) { return a.n == n && a.m == m; };
-    // A call of more tokens gives no thread as few, so the threads do not decide.
-    static_assert(SingleNM::kPanel > PicksFamily<V>::kMostTokens, "a share of several");
-    const bool few = share.token_end - share.token_begin <= PicksFamily<V>::kMostTokens;
-    if (is(2, 4) && SingleNM::kForFewTokens && few) {
-      PicksFamily<V>::run_share(a, call, share);
-    } else if (is(2, 4)) {
-      SingleNM::template run_with<Of<2, 4, 2>::template With>(a, call, share);
+    if (is(2, 4)) {
+      run<2, 4, 2>(a, call, share);
     } else if (is(1, 4)) {
-      SingleNM::template run_with<Of<1, 4, 2>::template With>(a, call, share);
+      run<1, 4, 2>(a, call, share);
     } else if (is(4, 8)) {
-      SingleNM::template run_with<Of<4, 8, 4>::template With>(a, call, share);
+      run<4, 8, 4>(a, call, share);
     } else if (is(8, 16)) {
-      SingleNM::template run_with<Of<8, 16, 4>::template With>(a, call, share);
+      run<8, 16, 4>(a, call, share);
     } else {
       SingleNM::template run_with<Of<0, 0, 0>::template With>(a, call, share);
     }
+  }
+
+  template <int kN, int kM, int kBits>
+  static void run(const NMMatrix& a, const LinearCall& call, const Share& share) {
+    constexpr int64_t kMostTokens = V::template Picks<kN, kM>::kMostTokens;
+    if constexpr (SingleNM::kForFewTokens && kMostTokens > 0) {
+      // A call of more tokens gives no thread as few, so the threads do not decide.
+      static_assert(SingleNM::kPanel > kMostTokens, "a share of several");
+      if (share.token_end - share.token_begin <= kMostTokens) {
+        PicksFamily<V, float, kN, kM>::run_share(a, call, share);
+        return;
+      }
+    }
+    SingleNM::template run_with<Of<kN, kM, kBits>::template With>(a, call, share);
   }
 };

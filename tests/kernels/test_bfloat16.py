@@ -55,7 +55,7 @@ def test_blocks(kernel: Kernel, cols: int) -> None:
 
 
 @every_nm_kernel
-@pytest.mark.parametrize("pattern", [(2, 4), (1, 4), (4, 8), (3, 7), (5, 32)], ids=str)
+@pytest.mark.parametrize("pattern", [(2, 4), (1, 4), (4, 8), (8, 16), (3, 7), (5, 32)], ids=str)
 def test_nm(kernel: str, pattern: tuple[int, int]) -> None:
     granularity = sk.NM(*pattern)
     weight = random_bfloat16(41, 203)

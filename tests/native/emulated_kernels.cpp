@@ -112,8 +112,8 @@ bool passes(const KernelInfo& kernel, const Case& c) {
 }
 
 std::vector<Case> cases_for(const KernelInfo& kernel) {
-  const int64_t kTokens[] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12,
-                             13, 15, 16, 17, 24, 25, 31, 32, 33, 47, 48, 49, 97};
+  const int64_t kTokens[] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14,
+                             15, 16, 17, 20, 21, 24, 25, 31, 32, 33, 47, 48, 49, 97};
   std::vector<Case> cases;
   int turn = 0;
   const auto add = [&](int64_t rows, int64_t cols, int64_t outputs, int64_t inputs, int64_t tokens,
@@ -132,7 +132,10 @@ std::vector<Case> cases_for(const KernelInfo& kernel) {
       add(n, m, 100, 700, 1, 0, 0);
     }
     for (int64_t outputs = 1; outputs <= 34; ++outputs) {
-      add(2, 4, outputs, 4 + 3 * outputs, 1 + outputs % 26, 0, outputs % 3);
+      for (int i = 0; i < 4; ++i) {
+        const auto& [n, m] = kPatterns[i];
+        add(n, m, outputs, m + 3 * outputs, 1 + outputs % 26, 0, outputs % 3);
+      }
     }
     return cases;
   }
@@ -152,7 +155,7 @@ std::vector<Case> cases_for(const KernelInfo& kernel) {
     }
   }
   // Several K-tiles; rows 4 KiB apart; an empty weight; enough work for several threads.
-  for (const int64_t tokens : {1, 5, 13, 16, 50}) {
+  for (const int64_t tokens : {1, 3, 5, 13, 16, 50}) {
     for (const double density : {0.0, 0.1, 0.4}) {
       add(kernel.rows, 1, kernel.rows + 3, 3200, tokens, density, 0);
       add(kernel.rows, 3, kernel.rows, 1700, tokens, density, 2);

@@ -4,9 +4,18 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "core/view.h"
 #include "cpu/isa/region.h"
 
 namespace sparsekern::avx2 {
+
+template <int kN, int kM>
+struct Picks8;
+
+static SPARSEKERN_INLINE __m128 widened_four(const BFloat16* p) {
+  const __m128i bits = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(bits), 16));
+}
 
 struct Vec8 {
   using Reg = __m256;
@@ -27,7 +36,15 @@ struct Vec8 {
   static SPARSEKERN_INLINE Reg splat_of(Reg few) {
     return _mm256_permute_ps(few, I * 0x55);
   }
+  static SPARSEKERN_INLINE Reg load_quad(const BFloat16* p) {
+    const __m128 four = widened_four(p);
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(four), four, 1);
+  }
   static SPARSEKERN_INLINE Reg load(const float* p) { return _mm256_loadu_ps(p); }
+  static SPARSEKERN_INLINE Reg load(const BFloat16* p) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+  }
   static SPARSEKERN_INLINE void store(float* p, Reg v) { _mm256_storeu_ps(p, v); }
   static SPARSEKERN_INLINE __m256i first(int n) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -55,24 +72,9 @@ struct Vec8 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
   }
 
-  // Positions in 2:4 (layouts/fragments.py): the two words of a g, and where in its groups each of
-  // vector v's lanes picks.
-  using Picks = __m256i;
-  using Index = __m256i;
-  static SPARSEKERN_INLINE Picks picks(const uint8_t* p) {
-    const __m256i words =
-        _mm256_castpd_si256(_mm256_broadcast_sd(reinterpret_cast<const double*>(p)));
-    const __m256i halves = _mm256_castps_si256(_mm256_permutevar_ps(
-        _mm256_castsi256_ps(words), _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)));
-    return _mm256_srlv_epi32(halves, _mm256_setr_epi32(0, 2, 16, 18, 0, 2, 16, 18));
-  }
-  template <int v>
-  static SPARSEKERN_INLINE Index index(Picks picks) {
-    return _mm256_srli_epi32(picks, 4 * v);
-  }
-  static SPARSEKERN_INLINE Reg pick(Reg groups, Index index) {
-    return _mm256_permutevar_ps(groups, index);
-  }
+  // How vectors of weights find their inputs (avx2_picks.h).
+  template <int kN, int kM>
+  using Picks = Picks8<kN, kM>;
 
   // Lane i of the result is the sum of the lanes of in[i].
   static SPARSEKERN_INLINE Reg sum_lanes(const Reg in[8]) {
@@ -120,8 +122,18 @@ struct Vec4 {
 
   static SPARSEKERN_INLINE Reg zero() { return _mm_setzero_ps(); }
   static SPARSEKERN_INLINE Reg set(float x) { return _mm_set1_ps(x); }
+  static SPARSEKERN_INLINE Reg of(float a, float b, float c, float d) {
+    return _mm_setr_ps(a, b, c, d);
+  }
   static SPARSEKERN_INLINE Reg splat(const float* p) { return _mm_broadcast_ss(p); }
+  static SPARSEKERN_INLINE Reg load_quad(const float* p) { return _mm_loadu_ps(p); }
+  static SPARSEKERN_INLINE Reg load_quad(const BFloat16* p) { return widened_four(p); }
+  template <int I>
+  static SPARSEKERN_INLINE Reg splat_of(Reg few) {
+    return _mm_permute_ps(few, I * 0x55);
+  }
   static SPARSEKERN_INLINE Reg load(const float* p) { return _mm_loadu_ps(p); }
+  static SPARSEKERN_INLINE Reg load(const BFloat16* p) { return widened_four(p); }
   static SPARSEKERN_INLINE void store(float* p, Reg v) { _mm_storeu_ps(p, v); }
   static SPARSEKERN_INLINE __m128i first(int n) {
     return _mm_cmpgt_epi32(_mm_set1_epi32(n), _mm_setr_epi32(0, 1, 2, 3));
@@ -144,6 +156,19 @@ struct Vec4 {
   static SPARSEKERN_INLINE Reg exp2i(Reg n) {
     return _mm_castsi128_ps(
         _mm_slli_epi32(_mm_add_epi32(_mm_cvtps_epi32(n), _mm_set1_epi32(127)), 23));
+  }
+
+  static SPARSEKERN_INLINE void load_transposed(const float* src, int64_t stride, int rows,
+                                                Reg out[4]) {
+    Reg in[4];
+    SPARSEKERN_UNROLL
+    for (int i = 0; i < 4; ++i) in[i] = load(src + (i < rows ? i : rows - 1) * stride);
+    const Reg a = _mm_unpacklo_ps(in[0], in[1]), b = _mm_unpackhi_ps(in[0], in[1]);
+    const Reg c = _mm_unpacklo_ps(in[2], in[3]), d = _mm_unpackhi_ps(in[2], in[3]);
+    out[0] = _mm_movelh_ps(a, c);
+    out[1] = _mm_movehl_ps(c, a);
+    out[2] = _mm_movelh_ps(b, d);
+    out[3] = _mm_movehl_ps(d, b);
   }
 };
 

@@ -8,9 +8,13 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "core/view.h"
 #include "cpu/isa/region.h"
 
 namespace sparsekern::avx512 {
+
+template <int kN, int kM>
+struct Picks16;
 
 struct Vec16 {
   using Reg = __m512;
@@ -25,11 +29,20 @@ struct Vec16 {
   static SPARSEKERN_INLINE Reg load_quad(const float* p) {
     return _mm512_broadcast_f32x4(_mm_loadu_ps(p));
   }
+  static SPARSEKERN_INLINE Reg load_quad(const BFloat16* p) {
+    const __m128i bits = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return _mm512_castsi512_ps(
+        _mm512_broadcast_i32x4(_mm_slli_epi32(_mm_cvtepu16_epi32(bits), 16)));
+  }
   template <int I>
   static SPARSEKERN_INLINE Reg splat_of(Reg few) {
     return _mm512_shuffle_ps(few, few, I * 0x55);
   }
   static SPARSEKERN_INLINE Reg load(const float* p) { return _mm512_loadu_ps(p); }
+  static SPARSEKERN_INLINE Reg load(const BFloat16* p) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
   static SPARSEKERN_INLINE void store(float* p, Reg v) { _mm512_storeu_ps(p, v); }
   static SPARSEKERN_INLINE __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
   static SPARSEKERN_INLINE Reg load_first(const float* p, int n) {
@@ -52,23 +65,9 @@ struct Vec16 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
   }
 
-  using Picks = __m512i;
-  using Index = __m512i;
-  static SPARSEKERN_INLINE Picks picks(const uint8_t* p) {
-    const __m512i words = _mm512_castps_si512(load_pair(reinterpret_cast<const float*>(p)));
-    const __m512i halves = _mm512_castps_si512(
-        _mm512_permutevar_ps(_mm512_castsi512_ps(words),
-                             _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1)));
-    return _mm512_srlv_epi32(
-        halves, _mm512_setr_epi32(0, 2, 16, 18, 0, 2, 16, 18, 4, 6, 20, 22, 4, 6, 20, 22));
-  }
-  template <int v>
-  static SPARSEKERN_INLINE Index index(Picks picks) {
-    return _mm512_srli_epi32(picks, 8 * v);
-  }
-  static SPARSEKERN_INLINE Reg pick(Reg groups, Index index) {
-    return _mm512_permutevar_ps(groups, index);
-  }
+  // How vectors of weights find their inputs (avx512_picks.h).
+  template <int kN, int kM>
+  using Picks = Picks16<kN, kM>;
 
   static SPARSEKERN_INLINE Reg sum_lanes(const Reg in[16]) {
     Reg half[8], quarter[4], pair[2];

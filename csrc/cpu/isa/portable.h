@@ -7,12 +7,16 @@
 
 namespace sparsekern::portable {
 
+template <int kN, int kM>
+struct Picks4;
+
 struct Vec4 {
   typedef float Reg __attribute__((vector_size(16)));
   typedef int32_t Int __attribute__((vector_size(16)));
   static constexpr int kLanes = 4;
 
   static SPARSEKERN_INLINE Reg set(float x) { return Reg{x, x, x, x}; }
+  static SPARSEKERN_INLINE Reg of(float a, float b, float c, float d) { return Reg{a, b, c, d}; }
   static SPARSEKERN_INLINE Reg zero() { return set(0.0f); }
   static SPARSEKERN_INLINE Reg splat(const float* p) { return set(*p); }
   static SPARSEKERN_INLINE Reg load(const float* p) {
@@ -53,28 +57,9 @@ struct Vec4 {
     return v;
   }
 
-  // Positions in 2:4 (layouts/fragments.py): the two words of a g, and where in its group each of
-  // vector v's lanes picks.
-  struct Picks {
-    uint8_t bytes[8];
-  };
-  typedef Int Index;
-  static SPARSEKERN_INLINE Picks picks(const uint8_t* p) {
-    Picks picks;
-    __builtin_memcpy(&picks, p, sizeof picks);
-    return picks;
-  }
-  template <int v>
-  static SPARSEKERN_INLINE Index index(Picks picks) {
-    // Two groups' positions a byte, and two rows of four groups in each half.
-    constexpr int q = v / 2, half = v % 2;
-    const int low = picks.bytes[half * 4 + q / 2] >> (q % 2 * 4);
-    const int high = picks.bytes[half * 4 + 2 + q / 2] >> (q % 2 * 4);
-    return Int{low & 3, low >> 2 & 3, high & 3, high >> 2 & 3};
-  }
-  static SPARSEKERN_INLINE Reg pick(Reg group, Index index) {
-    return Reg{group[index[0]], group[index[1]], group[index[2]], group[index[3]]};
-  }
+  // How vectors of weights find their inputs.
+  template <int kN, int kM>
+  using Picks = Picks4<kN, kM>;
 
   static SPARSEKERN_INLINE Reg sum_lanes(const Reg in[4]) {
     Reg sum;
@@ -90,6 +75,44 @@ struct Vec4 {
     for (int i = 0; i < 4; ++i) in[i] = load(src + (i < rows ? i : rows - 1) * stride);
     SPARSEKERN_UNROLL
     for (int j = 0; j < 4; ++j) out[j] = Reg{in[0][j], in[1][j], in[2][j], in[3][j]};
+  }
+};
+
+// n:m that vectors of tokens serve as well.
+template <int kN, int kM>
+struct Picks4 {
+  static constexpr int64_t kMostTokens = 0;
+};
+
+// 2:4: a vector has the weights of two rows in one group.
+template <>
+struct Picks4<2, 4> {
+  static constexpr int64_t kMostTokens = 11;
+  static constexpr int kTokens = 4, kSums = 8;
+  struct Places {
+    uint8_t bytes[8];
+  };
+  using Index = Vec4::Int;
+  using Inputs = Vec4::Reg;
+  static SPARSEKERN_INLINE Places places(const uint8_t* p) {
+    Places places;
+    __builtin_memcpy(&places, p, sizeof places);
+    return places;
+  }
+  template <int v>
+  static SPARSEKERN_INLINE Index index(Places places) {
+    // Two groups' positions a byte, and two rows of four groups in each half.
+    constexpr int q = v / 2, half = v % 2;
+    const int low = places.bytes[half * 4 + q / 2] >> (q % 2 * 4);
+    const int high = places.bytes[half * 4 + 2 + q / 2] >> (q % 2 * 4);
+    return Index{low & 3, low >> 2 & 3, high & 3, high >> 2 & 3};
+  }
+  template <int v>
+  static SPARSEKERN_INLINE Inputs inputs(const float* x) {
+    return Vec4::load(x + 4 * v);
+  }
+  static SPARSEKERN_INLINE Vec4::Reg pick(Inputs group, Index index) {
+    return Inputs{group[index[0]], group[index[1]], group[index[2]], group[index[3]]};
   }
 };
 

@@ -60,6 +60,17 @@ inline __m512i emulated_mm512_cvtps_epi32(__m512 v) {
 }
 #endif
 
+#ifndef _mm512_cvtepu16_epi32
+#define _mm512_cvtepu16_epi32 emulated_mm512_cvtepu16_epi32
+inline __m512i emulated_mm512_cvtepu16_epi32(__m256i v) {
+  uint16_t from[16];
+  int32_t wide[16];
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(from), v);
+  for (int i = 0; i < 16; ++i) wide[i] = from[i];
+  return _mm512_loadu_si512(wide);
+}
+#endif
+
 #ifndef _mm512_permutevar_ps
 #define _mm512_permutevar_ps emulated_mm512_permutevar_ps
 inline __m512 emulated_mm512_permutevar_ps(__m512 v, __m512i index) {
