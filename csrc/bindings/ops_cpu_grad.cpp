@@ -20,9 +20,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 const GradKernelInfo& pick_grad_kernel(const std::string& name, GradOp grad, Format format,
-                                       int64_t block_rows, const Tensor& values, const char* op) {
-  STD_TORCH_CHECK(values.scalar_type() == ScalarType::Float, op, ": expected float32 values",
-                  found(values));
+                                       int64_t block_rows, const char* op) {
   const GradKernelInfo* kernel =
       name.empty() ? choose_grad_kernel(grad, format, block_rows) : find_grad_kernel(name.c_str());
   const std::string what = format_text(format, block_rows);
@@ -42,10 +40,10 @@ void run(const GradKernelInfo& kernel, const Matrix& a, const GradCall& call, in
 }
 
 template <class Matrix>
-Tensor grad_input(const char* op, const Tensor& grad, const Tensor& values, Format format,
-                  int64_t block_rows, const Matrix& a, const std::string& kernel_name) {
+Tensor grad_input(const char* op, const Tensor& grad, Format format, int64_t block_rows,
+                  const Matrix& a, const std::string& kernel_name) {
   const GradKernelInfo& kernel =
-      pick_grad_kernel(kernel_name, GradOp::kInput, format, block_rows, values, op);
+      pick_grad_kernel(kernel_name, GradOp::kInput, format, block_rows, op);
   const Rows rows = view_rows(grad, ScalarType::Float, a.out_features, "a gradient", op);
   std::vector<int64_t> shape(grad.sizes().begin(), grad.sizes().end());
   shape.back() = a.in_features;
@@ -61,7 +59,7 @@ Tensor grad_values(const char* op, const Tensor& grad, const Tensor& x, const Te
                    Format format, int64_t block_rows, const Matrix& a,
                    const std::string& kernel_name) {
   const GradKernelInfo& kernel =
-      pick_grad_kernel(kernel_name, GradOp::kValues, format, block_rows, values, op);
+      pick_grad_kernel(kernel_name, GradOp::kValues, format, block_rows, op);
   const Rows rows = view_rows(grad, ScalarType::Float, a.out_features, "a gradient", op);
   const Rows inputs = view_rows(x, ScalarType::Float, a.in_features, "an input", op);
   STD_TORCH_CHECK(rows.count == inputs.count, op, ": expected as many rows in the gradient as in ",
@@ -79,7 +77,7 @@ Tensor block_grad_input(const Tensor& grad, const Tensor& values, const Tensor& 
   constexpr const char* kOp = "sparsekern::block_linear_grad_input";
   const BlockMatrix a =
       view_blocks<float>(values, columns, offsets, out_features, in_features, kOp);
-  return grad_input(kOp, grad, values, Format::kBlock, a.rows, a, kernel_name);
+  return grad_input(kOp, grad, Format::kBlock, a.rows, a, kernel_name);
 }
 
 Tensor block_grad_values(const Tensor& grad, const Tensor& x, const Tensor& values,
@@ -96,7 +94,7 @@ Tensor nm_grad_input(const Tensor& grad, const Tensor& values, const Tensor& pos
                      std::string kernel_name) {
   constexpr const char* kOp = "sparsekern::nm_linear_grad_input";
   const NMMatrix a = view_nm<float>(values, positions, n, m, out_features, in_features, kOp);
-  return grad_input(kOp, grad, values, Format::kNM, 1, a, kernel_name);
+  return grad_input(kOp, grad, Format::kNM, 1, a, kernel_name);
 }
 
 Tensor nm_grad_values(const Tensor& grad, const Tensor& x, const Tensor& values,
