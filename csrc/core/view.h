@@ -5,6 +5,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+// Packed tensors are little-endian, in memory as in files.
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "a little-endian machine");
+
 namespace sparsekern {
 
 constexpr int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -101,9 +104,12 @@ constexpr int64_t kMostChunkRows = 4096;
 constexpr int64_t kMostCells = 32 * 1024;
 constexpr int64_t kMostCursors = kMostCells / 4;  // of as many outputs, for vectors of 4 tokens
 
-// Tokens that kernels of bfloat16 pack at a time; the weights that they pair anew for each of these
-// batches, 192 KiB at a time or those of a cache line of outputs; and the strips of them.
-constexpr int64_t kPairsTokens = 256;
+// Tokens that kernels of bfloat16 pack at a time, 8 MiB of them unless rows are very long; the
+// weights that they pair anew for each of these batches, 192 KiB at a time or those of a cache line
+// of outputs; and the strips of them.
+constexpr int64_t pairs_batch(int64_t padded_inputs) {
+  return max64(64, min64(256, 4 * 1024 * 1024 / padded_inputs / 64 * 64));
+}
 constexpr int64_t kMostStrips = 1024;
 constexpr int64_t pairs_in_chunk(int64_t padded_inputs) {
   return max64(48 * 1024, 32 * ceil_div(padded_inputs, 2));

@@ -33,8 +33,8 @@ SPARSEKERN_DEFINE(avx2, few_r1_avx2, SingleBlocks<Vec8, 3, 4, RowsFamily<float, 
 SPARSEKERN_DEFINE(avx2, tokens_nm_avx2, SingleNM<Vec8, 12, 1>)
 SPARSEKERN_DEFINE(avx2, few_nm_avx2, SingleNM<Vec8, 3, 4>)
 
-SPARSEKERN_DEFINE_NARROW(avx2, few_nm_avx2, PicksOfBFloat16<Vec8>)
-SPARSEKERN_DEFINE_NARROW(avx2, few_r1_avx2, RowsFamily<sparsekern::BFloat16, Vec4, Vec8>)
+SPARSEKERN_DEFINE_UNWIDENED(avx2, few_nm_avx2, PicksOfBFloat16<Vec8>)
+SPARSEKERN_DEFINE_UNWIDENED(avx2, few_r1_avx2, RowsFamily<sparsekern::BFloat16, Vec4, Vec8>)
 
 SPARSEKERN_DEFINE_GRAD(avx2, grad_input_r4_avx2, GradInputBlocks<Vec8, 4, 3, 96 * 1024, 4>)
 SPARSEKERN_DEFINE_GRAD(avx2, grad_input_r1_avx2, GradInputBlocks<Vec8, 1, 6, 192 * 1024, 1>)

@@ -46,8 +46,9 @@ SPARSEKERN_DEFINE(avx512, few_r1_avx512,
 SPARSEKERN_DEFINE(avx512, tokens_nm_avx512, SingleNM<Vec16, 6, 1>)
 SPARSEKERN_DEFINE(avx512, few_nm_avx512, SingleNM<Vec16, 4, 4>)
 
-SPARSEKERN_DEFINE_NARROW(avx512, few_nm_avx512, PicksOfBFloat16<Vec16>)
-SPARSEKERN_DEFINE_NARROW(avx512, few_r1_avx512, RowsFamily<sparsekern::BFloat16, Vec4, Vec8, Vec16>)
+SPARSEKERN_DEFINE_UNWIDENED(avx512, few_nm_avx512, PicksOfBFloat16<Vec16>)
+SPARSEKERN_DEFINE_UNWIDENED(avx512, few_r1_avx512,
+                            RowsFamily<sparsekern::BFloat16, Vec4, Vec8, Vec16>)
 
 SPARSEKERN_DEFINE_GRAD(avx512, grad_input_r8_avx512, GradInputBlocks<Vec16, 8, 3, 192 * 1024, 2>)
 SPARSEKERN_DEFINE_GRAD(avx512, grad_input_r4_avx512, GradInputBlocks<Vec16, 4, 4, 256 * 1024, 1>)

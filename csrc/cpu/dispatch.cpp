@@ -3,9 +3,9 @@
 #include <type_traits>
 
 #include "cpu/bfloat16.h"
-#include "cpu/narrow.h"
 #include "cpu/shares.h"
 #include "cpu/table.h"
+#include "cpu/unwidened.h"
 
 #define SPARSEKERN_KERNEL(name, ...) \
   extern "C" void sparsekern_##name(const void* weight, const void* call, const sparsekern::Share*);
@@ -54,7 +54,7 @@ void run_linear(const KernelInfo& kernel, const Matrix& a,
   LinearKernel run = kernel.run;
   if constexpr (std::is_same_v<Value, BFloat16>) {
     if (kernel.numbers == Numbers::kFloat32) {
-      run = narrow_kernel(kernel, a, tokens);
+      run = unwidened_kernel(kernel, a, tokens);
       if (!run) return run_widened(kernel, a, call, tokens, threads, parallel_for);
     }
   }

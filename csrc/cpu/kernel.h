@@ -19,23 +19,24 @@ enum KernelTile : int64_t {
 #undef SPARSEKERN_KERNEL
 };
 
-enum NarrowTokens : int64_t {
-#define SPARSEKERN_NARROW(name, isa, most_tokens) kNarrow_##name = most_tokens,
-#include "cpu/narrow.inc"
-#undef SPARSEKERN_NARROW
+enum UnwidenedTokens : int64_t {
+#define SPARSEKERN_UNWIDENED(name, isa, most_tokens) kUnwidened_##name = most_tokens,
+#include "cpu/unwidened.inc"
+#undef SPARSEKERN_UNWIDENED
 };
 
 }  // namespace sparsekern
 
-// Defines what the kernel `name` of cpu/narrow.inc does with bfloat16.
-#define SPARSEKERN_DEFINE_NARROW(isa, name, ...)                                           \
-  extern "C" void sparsekern_##name##_narrow(const void* weight, const void* call,         \
-                                             const sparsekern::Share* share) {             \
-    using namespace sparsekern::isa;                                                       \
-    using Family = __VA_ARGS__;                                                            \
-    Family::run_share(*static_cast<const Family::Matrix*>(weight),                         \
-                      *static_cast<const sparsekern::CallOf<sparsekern::BFloat16>*>(call), \
-                      *share);                                                             \
+// Defines what the kernel `name` of cpu/unwidened.inc does with bfloat16.
+#define SPARSEKERN_DEFINE_UNWIDENED(isa, name, ...)                                                \
+  extern "C" void sparsekern_##name##_unwidened(const void* weight, const void* call,              \
+                                                const sparsekern::Share* share) {                  \
+    using namespace sparsekern::isa;                                                               \
+    using Family = __VA_ARGS__;                                                                    \
+    static_assert(Family::kMostTokens >= int64_t(sparsekern::kUnwidened_##name), "unwidened.inc"); \
+    Family::run_share(*static_cast<const Family::Matrix*>(weight),                                 \
+                      *static_cast<const sparsekern::CallOf<sparsekern::BFloat16>*>(call),         \
+                      *share);                                                                     \
   }
 
 // Defines the kernel `name` of the table in the namespace of an instruction set, by its family.

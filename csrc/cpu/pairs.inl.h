@@ -94,9 +94,7 @@ struct PairsStrip {
         }
         add(*strip, bias, call.activation, panel, lines, cells + (n - line) / 2 * MV);
       }
-      if (line < out_features) {
-        write_pairs<V, MV>(cells, min64(line_end, out_features) - line, tokens, y, call.y_stride);
-      }
+      write_pairs<V, MV>(cells, min64(line_end, out_features) - line, tokens, y, call.y_stride);
     }
   }
 };
@@ -126,9 +124,10 @@ struct PairsFamily {
     PairedChunk<V, R, kNeighbours> chunk(share.scratch, a.padded_in_features());
     BFloat16* const packed = static_cast<BFloat16*>(chunk.end());
     const int64_t total = share.token_end - share.token_begin;
-    const int64_t batches = ceil_div(total, kPairsTokens);
-    // Whole strips: what the last block row has beyond the outputs is multiplied and not written.
-    const int64_t outputs_begin = share.row_begin * a.rows, outputs_end = share.row_end * a.rows;
+    const int64_t batches = ceil_div(total, pairs_batch(a.padded_in_features()));
+    // Whole strips: what the last one has beyond the outputs is multiplied and not written.
+    const int64_t outputs_begin = share.row_begin * a.rows;
+    const int64_t outputs_end = min64(share.row_end * a.rows, ceil_div(a.out_features, R) * R);
     for (int64_t batch = 0; batch < batches; ++batch) {
       const int64_t first = share.token_begin + split_evenly<PairsFamily>(total, batch, batches);
       const int64_t tokens =

@@ -224,7 +224,7 @@ struct PicksFamily {
   }
 };
 
-// bfloat16 of the patterns that have Picks (cpu/narrow.inc).
+// bfloat16 of the patterns that have Picks (cpu/unwidened.inc).
 template <class V>
 struct PicksOfBFloat16 {
   using Matrix = NMMatrixOf<BFloat16>;

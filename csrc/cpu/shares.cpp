@@ -11,7 +11,7 @@ constexpr int64_t kFixedFloats = max64(2 * kMostChunkRows, kMostCells + kMostCur
 // rows, sums, cursors and pairs of a K-tile. And panels, with a row of zeros, in which two bfloat16
 // fill a float.
 int64_t pairs_scratch_floats(int64_t padded_inputs, int64_t tokens) {
-  const int64_t batch = ceil_div(min64(tokens, kPairsTokens), 32) * 32 + 32;
+  const int64_t batch = ceil_div(min64(tokens, pairs_batch(padded_inputs)), 32) * 32 + 32;
   const int64_t chunk = pairs_in_chunk(padded_inputs) * 3 / 2 + 2 * kPairsSlack + 8 * kMostStrips;
   return max64(chunk, kMostCells + kMostCursors + kMostExpanded / 2) +
          batch * (padded_inputs + 1) / 2;

@@ -207,9 +207,7 @@ def test_other_values_than_float32_are_refused(granularity: Granularity, grad: s
     weight.parts["values"] = weight.parts["values"].bfloat16()
     kernel = next(k for k in sk.kernels() if k.op.endswith(f"_grad_{grad}") and k.granularity == granularity.kind)
     rows = [torch.randn(3, 16), torch.randn(3, 12)][: 1 if grad == "input" else 2]
-    with pytest.raises(
-        RuntimeError, match=f"_grad_{grad}: expected contiguous float32 values"
-    ):
+    with pytest.raises(RuntimeError, match=f"_grad_{grad}: expected contiguous float32 values"):
         weight.run(kernel, *rows)
 
 

@@ -172,6 +172,9 @@ std::vector<Case> cases_for(const KernelInfo& kernel) {
   add(kernel.rows, 1, 40 * kernel.rows, 3, 1, 0.3, 0);
   add(kernel.rows, 1, 6 * kernel.rows + 1, 700, 61, 0.9, 1);
   add(kernel.rows, 2, 40 * kernel.rows, 700, 3, 0.9, 0);
+  // Several batches of tokens, and chunks of weights.
+  add(kernel.rows, 1, 130, 900, 258, 0.9, 0);
+  add(kernel.rows, 2, 130, 900, 258, 0.9, 3);
   return cases;
 }
 

@@ -31,7 +31,7 @@ DRIVER = {
     "csrc/core/cpu_info.cpp": "-O1",
     "csrc/cpu/bfloat16.cpp": "-O1",
     "csrc/cpu/dispatch.cpp": "-O1",
-    "csrc/cpu/narrow.cpp": "-O1",
+    "csrc/cpu/unwidened.cpp": "-O1",
     "csrc/cpu/shares.cpp": "-O1",
     "csrc/cpu/threads.cpp": "-O1",
     "csrc/cpu/grad_dispatch.cpp": "-O1",

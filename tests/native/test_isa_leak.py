@@ -125,10 +125,10 @@ def test_a_kernel_file_defines_its_kernels_and_nothing_else(source: str, tmp_pat
     level = source.removesuffix(".cpp")
     tables = [(CSRC / "cpu" / name).read_text() for name in ("kernels.inc", "grad_kernels.inc")]
     table = re.findall(r"^SPARSEKERN_(?:GRAD_)?KERNEL\((\w+),", "".join(tables), re.MULTILINE)
-    narrow = re.findall(r"^SPARSEKERN_NARROW\((\w+),", (CSRC / "cpu/narrow.inc").read_text(), re.MULTILINE)
+    unwidened = re.findall(r"^SPARSEKERN_UNWIDENED\((\w+),", (CSRC / "cpu/unwidened.inc").read_text(), re.MULTILINE)
     assert sorted(name for kind, name in symbols if kind in "TWVuDBCGS") == sorted(
         f"sparsekern_{name}{suffix}"
-        for names, suffix in ((table, ""), (narrow, "_narrow"))
+        for names, suffix in ((table, ""), (unwidened, "_unwidened"))
         for name in names
         if name.endswith(f"_{level}")
     )

@@ -7,8 +7,9 @@ namespace sparsekern {
 
 // What the kernel, one of float32, has for as few tokens of bfloat16: weights are widened in
 // registers, as they come from memory. Null if they must be widened before.
-LinearKernel narrow_kernel(const KernelInfo& kernel, const NMMatrixOf<BFloat16>& a, int64_t tokens);
-LinearKernel narrow_kernel(const KernelInfo& kernel, const BlockMatrixOf<BFloat16>& a,
-                           int64_t tokens);
+LinearKernel unwidened_kernel(const KernelInfo& kernel, const NMMatrixOf<BFloat16>& a,
+                              int64_t tokens);
+LinearKernel unwidened_kernel(const KernelInfo& kernel, const BlockMatrixOf<BFloat16>& a,
+                              int64_t tokens);
 
 }  // namespace sparsekern
