@@ -6,13 +6,12 @@ import argparse
 import dataclasses
 import json
 
-import torch
-
 from .. import plan
-from ..layouts import Granularity, parse
+from ..layouts import Granularity
 from . import UserError
+from .arguments import granularity_of, in_by_out
 from .table import print_table
-from .tune import DTYPES, pair
+from .tune import DTYPES
 
 WHY = {
     "measured": "measured here, for a case that is near",
@@ -23,8 +22,8 @@ WHY = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of this verb."""
-    parser.add_argument("granularity", type=parse, help="such as block(16,1), nm(2,4,1) or unstructured()")
-    parser.add_argument("shape", type=pair, metavar="INxOUT", help="of the weight")
+    parser.add_argument("granularity", type=granularity_of, help="such as block(16,1), nm(2,4,1) or unstructured()")
+    parser.add_argument("shape", type=in_by_out, metavar="INxOUT", help="of the weight")
     parser.add_argument("--tokens", type=int, default=128, help="rows of the activation (default 128)")
     parser.add_argument("--density", type=float, default=0.25, help="share of the weights kept (default 0.25)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
@@ -35,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     """Print the choice, and what the model says about each kernel that could serve the product."""
     request, stored = _request(args)
     backend = plan.select(request)
-    choice = plan.host_plan().choose(backend, request, stored, args.tokens, torch.get_num_threads())
+    choice = plan.host_plan().choose(backend, request, stored, args.tokens)
     kernel = choice.kernel or backend.kernel_name(request, args.tokens)
     if args.json:
         entry = choice.entry and dataclasses.asdict(choice.entry)

@@ -14,9 +14,10 @@ import torch
 
 from .. import plan
 from .._native import failure, native
-from ..layouts import NM, Block, Unstructured, parse
+from ..layouts import NM, Block, Unstructured
 from ..plan.tune import PASSES, Case, measure_host, time_cases
 from . import UserError, progress
+from .arguments import granularity_of, in_by_out
 from .table import print_table
 
 SHAPES = ((768, 3072),)
@@ -28,9 +29,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of this verb."""
-    parser.add_argument("--shapes", type=pair, nargs="+", default=SHAPES, metavar="INxOUT", help="of the weights")
+    parser.add_argument("--shapes", type=in_by_out, nargs="+", default=SHAPES, metavar="INxOUT", help="of the weights")
     parser.add_argument(
-        "--granularities", type=parse, nargs="+", default=GRANULARITIES, help="such as block(16,1) or nm(2,4,1)"
+        "--granularities",
+        type=granularity_of,
+        nargs="+",
+        default=GRANULARITIES,
+        help="such as block(16,1) or nm(2,4,1)",
     )
     parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES, help="shares of the weights kept")
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="rows of the activation")
@@ -48,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         for isa in native.isa_supported():
             host.store.forget(plan.host_key(isa))
         host.refresh()
-        print(f"Forgot this host: {host.store.trouble or host.store.path}")
+        print(host.store.trouble or f"Forgot this host: {host.store.path}")
         return
     cases = _cases(args)
     with progress.step("Rates of this core", 1):
@@ -107,7 +112,7 @@ def _print(store: plan.Store, rates: plan.Rates, entries: Sequence[plan.Entry], 
                 entry.kernel if entry.kernel != entry.first else "the same",
                 f"{entry.seconds * 1e6:.0f}",
                 f"{entry.first_seconds / entry.seconds:.2f}x",
-                f"{entry.predicted / entry.seconds - 1:+.0%}",
+                f"{entry.predicted / entry.seconds - 1:+.0%}" if entry.predicted else "-",
             )
             for entry in entries
         ],
@@ -115,10 +120,11 @@ def _print(store: plan.Store, rates: plan.Rates, entries: Sequence[plan.Entry], 
     if entries:
         print(
             f"\nOf {summary['cases']} cases {summary['changed']} have a faster kernel than the first line: "
-            f"{summary['gain']:.2f}x there, {summary['gain_overall']:.3f}x overall (geometric means). "
-            f"The model is {summary['model_error']:.0%} off in the median."
+            f"{summary['gain']:.2f}x there, {summary['gain_overall']:.3f}x overall (geometric means)."
         )
-    print(f"Kept {'in memory only: ' + store.trouble if store.trouble else f'in {store.path}'}")
+    if any(entry.predicted for entry in entries):
+        print(f"The model is {summary['model_error']:.0%} off in the median, where it knows the kernel.")
+    print(store.trouble or f"Kept in {store.path}")
 
 
 def summarize(entries: Sequence[plan.Entry]) -> dict[str, float]:
@@ -135,9 +141,3 @@ def summarize(entries: Sequence[plan.Entry]) -> dict[str, float]:
 
 def _geometric_mean(values: Sequence[float]) -> float:
     return math.exp(statistics.fmean(map(math.log, values))) if values else 1.0
-
-
-def pair(text: str) -> tuple[int, int]:
-    """Two numbers, such as ``768x3072``."""
-    first, second = text.split("x")
-    return int(first), int(second)

@@ -34,9 +34,8 @@ NEAR_TOKENS = 1.1
 EXACT_TOKENS = 64
 """Up to here a token more or less may leave a vector half empty, and only the same number counts as near."""
 
-
-_chosen: dict[tuple[Any, ...], str] = {}
-"""What was decided for the products of this process."""
+MOST_CHOSEN = 4096
+"""Decisions that are remembered: pruning step by step makes a new product of each number of stored values."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,7 @@ class HostPlan:
         rates: of the instruction sets that have been tuned.
         entries: what was measured with each.
         tuned: whether anything is known that could change a choice.
+        chosen: what was decided from these for the products of this process.
     """
 
     def __init__(self, store: Store | None = None) -> None:
@@ -74,58 +74,73 @@ class HostPlan:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read anew what the store knows, which may be more than at first."""
-        self.rates: dict[str, Rates] = {}
-        self.entries: dict[str, list[Entry]] = {}
+        """Read anew what the store knows, which may be more than at first; other threads may be choosing."""
+        rates: dict[str, Rates] = {}
+        entries: dict[str, list[Entry]] = {}
         trouble = None
-        for isa in native.isa_supported() if native else ():
+        for isa in native.isa_supported() if native and not self.store.is_empty() else ():
             known = self.store.read(host_key(isa))
             try:
                 if known.rates is not None:
-                    self.rates[isa] = Rates.of_record(known.rates, isa)
+                    rates[isa] = Rates.of_record(known.rates, isa)
             except ValueError as error:
                 trouble = str(error)
             if known.entries:
-                self.entries[isa] = known.entries
-        # Not before: a store in trouble is no longer read.
+                entries[isa] = known.entries
         self.store.trouble = self.store.trouble or trouble
-        self.tuned = bool(self.rates or self.entries)
-        _chosen.clear()
+        self.rates, self.entries, self.tuned = rates, entries, bool(rates or entries)
+        # Last: who holds the old one writes what follows from the old facts there.
+        self.chosen: dict[tuple[Any, ...], str] = {}
 
-    def choose(self, backend: Backend, request: Request, stored: int, tokens: int, threads: int) -> Choice:
-        """The kernel for a product.
+    def choose(self, backend: Backend, request: Request, stored: int, tokens: int) -> Choice:
+        """The kernel for a product, whatever the number of threads: its sums must not depend on that.
 
         Args:
             backend: the one that serves the request.
             request: the weight.
             stored: number of its stored values.
             tokens: rows of the activation.
-            threads: of torch's pool. Only what was measured with as many counts; the model does not ask.
         """
         isa = native.isa() if native else ""
         candidates = {record.name: record for record in backend.candidates(request)}
         if tokens == 0 or len(candidates) < 2:
             return Choice("", "table")
         out_features, in_features = request.shape
-        work = Work(
-            out_features, in_features, stored / (out_features * in_features), tokens, request.dtype == torch.bfloat16
-        )
+        density = stored / (out_features * in_features)
+        fewest, most = alike(tokens)
+        work = Work(out_features, in_features, density, most, request.dtype == torch.bfloat16)
         costs: dict[str, Cost] = {}
         if rates := self.rates.get(isa):
             costs = {n: predict(r.tile, work, rates) for n, r in candidates.items() if r.tile}
-        near = [e for e in self.entries.get(isa, ()) if e.kernel in candidates and _is_near(e, request, work, threads)]
+        near = [
+            entry
+            for entry in self.entries.get(isa, ())
+            if entry.kernel in candidates and _is_near(entry, request, work, fewest)
+        ]
         if near:
-            entry = min(near, key=lambda entry: _distance(entry, work))
+            entry = min(near, key=lambda entry: (_distance(entry, work, fewest), entry.threads))
             return Choice(entry.kernel, "measured", costs, entry)
-        first = backend.kernel_name(request, tokens)
+        first = backend.kernel_name(request, most)
         best = min(costs, key=lambda name: costs[name].seconds, default=first)
         if first in costs and costs[first].seconds > MARGIN * costs[best].seconds:
             return Choice(best, "predicted", costs)
         return Choice("", "table", costs)
 
 
-def _is_near(entry: Entry, request: Request, work: Work, threads: int) -> bool:
-    if (entry.granularity, entry.dtype, entry.threads) != (request.granularity.spec, dtype_name(request), threads):
+def alike(tokens: int) -> tuple[int, int]:
+    """The fewest and the most tokens of the products that are decided together with one of so many.
+
+    Up to 256 each number stands for itself; beyond, an eighth of a factor of two, for models of ever-changing lengths.
+    """
+    if tokens <= 256:
+        return tokens, tokens
+    step = 1 << ((tokens - 1).bit_length() - 4)
+    most = -(-tokens // step) * step
+    return most - step + 1, most
+
+
+def _is_near(entry: Entry, request: Request, work: Work, fewest: int) -> bool:
+    if (entry.granularity, entry.dtype) != (request.granularity.spec, dtype_name(request)):
         return False
     few = min(entry.tokens, work.tokens) <= EXACT_TOKENS
     return all(
@@ -134,18 +149,23 @@ def _is_near(entry: Entry, request: Request, work: Work, threads: int) -> bool:
             (_ratio(entry.out_features, work.out_features), NEAR),
             (_ratio(entry.in_features, work.in_features), NEAR),
             (_ratio(entry.density, work.density), NEAR),
-            (_ratio(entry.tokens, work.tokens), 1 if few else NEAR_TOKENS),
+            (_tokens_apart(entry, work, fewest), 1 if few else NEAR_TOKENS),
         )
     )
 
 
-def _distance(entry: Entry, work: Work) -> float:
+def _distance(entry: Entry, work: Work, fewest: int) -> float:
     return (
         _ratio(entry.out_features, work.out_features)
         * _ratio(entry.in_features, work.in_features)
         * _ratio(entry.density, work.density)
-        * _ratio(entry.tokens, work.tokens)
+        * _tokens_apart(entry, work, fewest)
     )
+
+
+def _tokens_apart(entry: Entry, work: Work, fewest: int) -> float:
+    """Ratio to the nearest of the numbers that are decided together: a measured case is always near itself."""
+    return _ratio(entry.tokens, min(max(entry.tokens, fewest), work.tokens))
 
 
 def _ratio(a: float, b: float) -> float:
@@ -170,7 +190,6 @@ def host_plan() -> HostPlan:
 def renew() -> None:
     """Forget what this process has read and chosen, for the store lies elsewhere now."""
     host_plan.cache_clear()
-    _chosen.clear()
 
 
 def kernel_for(backend: Backend, x: Tensor, granularity: Granularity, shape: tuple[int, int], values: Tensor) -> str:
@@ -188,23 +207,17 @@ def kernel_for(backend: Backend, x: Tensor, granularity: Granularity, shape: tup
     host = host_plan()
     if not host.tuned:
         return ""
-    stored, tokens, threads = values.numel(), x.numel() // shape[1], torch.get_num_threads()
-    if tokens > 256:
-        tokens = _bucket(tokens)
-    key = (granularity.spec, shape, stored, values.dtype, tokens, threads, native.isa(), backend.name)
-    kernel = _chosen.get(key)
+    stored, tokens = values.numel(), x.numel() // shape[1]
+    chosen = host.chosen
+    key = (granularity.spec, shape, stored, values.dtype, alike(tokens)[1], native.isa(), backend.name)
+    kernel = chosen.get(key)
     if kernel is None:
         request = Request(granularity, shape, values.dtype, values.device.type)
-        kernel = _chosen[key] = host.choose(backend, request, stored, tokens, threads).kernel
+        kernel = host.choose(backend, request, stored, tokens).kernel
+        if len(chosen) >= MOST_CHOSEN:
+            chosen.clear()
+        chosen[key] = kernel
     return kernel
-
-
-def _bucket(tokens: int) -> int:
-    """Up to 256 each number for itself; beyond, eight to a factor of two, for models of ever-changing lengths."""
-    if tokens <= 256:
-        return tokens
-    step = 1 << (tokens.bit_length() - 4)
-    return -(-tokens // step) * step
 
 
 def _while_compiling(
@@ -225,8 +238,7 @@ def _name_as_constant(
     backend: str, spec: str, shape: tuple[int, int], dtype: torch.dtype, device: str, stored: int, tokens: int
 ) -> str:
     request = Request(parse(spec), shape, dtype, device)
-    threads = torch.get_num_threads()
-    return host_plan().choose(backend_named(backend), request, stored, _bucket(tokens), threads).kernel
+    return host_plan().choose(backend_named(backend), request, stored, tokens).kernel
 
 
 # As in select.py: plain data goes in and out, which the compiler keeps as a constant.
@@ -242,5 +254,4 @@ def kernel_name(request: Request, stored: int, tokens: int) -> str:
         tokens: rows of the activation.
     """
     backend = select(request)
-    chosen = host_plan().choose(backend, request, stored, _bucket(tokens), torch.get_num_threads())
-    return chosen.kernel or backend.kernel_name(request, tokens)
+    return host_plan().choose(backend, request, stored, tokens).kernel or backend.kernel_name(request, tokens)

@@ -47,14 +47,14 @@ class Work:
         in_features: inputs.
         density: share of the weights that are stored, padding included.
         tokens: rows of the activation, one at least.
-        widened: whether all numbers are stored as bfloat16.
+        bfloat16: whether all numbers are stored so, two bytes each, rather than as float32.
     """
 
     out_features: int
     in_features: int
     density: float
     tokens: int
-    widened: bool = False
+    bfloat16: bool = False
 
     @property
     def stored(self) -> float:
@@ -96,12 +96,12 @@ def predict(tile: Tile, work: Work, rates: Rates) -> Cost:
             loops[name] += panels * part.steps * value
         loop += panels * part.steps * _together(tile, seconds)
         tiles += panels * part.strips * (STRIP + part.transposed * TRANSPOSED) * rates.latency
-    itemsize = 2 if work.widened else 4
+    itemsize = 2 if work.bfloat16 else 4
     weight_bytes = itemsize * work.stored
     memory = weight_bytes / rates.read(weight_bytes)
     packed = work.tokens * work.in_features if tile.family in ("tokens", "single") else 0
     moving = MOVED * 8 * (packed + work.tokens * work.out_features) / rates.read(L2)
-    widening = _widened_numbers(work) / rates.widened if work.widened else 0.0
+    widening = _widened_numbers(work) / rates.widened if work.bfloat16 else 0.0
     parts = {**loops, "memory": memory, "tiles": tiles, "moving": moving, "widening": widening, "call": CALL}
     total = _mean_of_power(loop, memory) + tiles + moving + widening + CALL
     return Cost(total, max(parts, key=lambda name: parts[name]))

@@ -14,6 +14,9 @@ SECONDS = 0.08
 BUFFERS = (32 * 1024, 512 * 1024, 4 * 1024**2, 16 * 1024**2, 64 * 1024**2)
 """Bytes that bandwidths are measured with: in L1, in L2, in a small and in a large L3, in memory."""
 
+LEAST, MOST = 1e-15, 1e20
+"""Beyond these, of anything a second and of seconds, a rate is none, and the model's powers might overflow."""
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -66,12 +69,12 @@ class Rates:
             if set(multiply_adds) != lanes or set(loads) != lanes or not bandwidth:
                 raise ValueError(f"no rates for vectors of {sorted(lanes)} floats")
             return cls(multiply_adds, loads, _positive(record["latency"]), bandwidth, _positive(record["widened"]))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"rates: expected a record of plan.Rates, got another one ({error}); tune again") from None
 
 
 def _positive(rate: Any) -> float:
-    if not float(rate) > 0:
+    if not LEAST < float(rate) < MOST:
         raise ValueError(f"a rate of {rate}")
     return float(rate)
 

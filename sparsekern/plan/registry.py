@@ -22,7 +22,8 @@ class Tile:
     """What a kernel's inner loop holds in registers, from which its cost is told.
 
     Attributes:
-        family: how the loop is laid out: ``outputs``, ``tokens``, ``single`` or ``vector`` (``docs/kernels.md``).
+        family: how the loop is laid out: ``outputs``, ``tokens``, ``single`` or ``vector``, of which the model
+            knows the cost, or ``pairs`` (``docs/kernels.md``).
         outputs: outputs held at once.
         tokens: most tokens held at once.
         lanes: floats of a vector.

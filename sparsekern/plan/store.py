@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._native import native
-from .target import Target, cpu_identity
+from .target import cpu_identity
 
 if TYPE_CHECKING:
     import sqlite3  # otherwise where it is needed: some Pythons lack it
@@ -105,7 +105,7 @@ def cache_folder() -> Path:
 
 def host_key(isa: str) -> str:
     """What measurements are valid for: processor, instruction set in use, cores, and this very build of the kernels."""
-    return f"{cpu_identity()}, {isa}, {Target.detect().cores} cores, kernels {_build()}"
+    return f"{cpu_identity()}, {isa}, {os.cpu_count() or 1} cores, kernels {_build()}"
 
 
 @cache
@@ -138,14 +138,28 @@ class Store:
             except RuntimeError as error:
                 self._give_up(error)
 
+    def is_empty(self) -> bool:
+        """Whether nothing was ever kept, so that there is nothing to read; never raises."""
+        if self._memory:
+            return False
+        try:
+            return self.path is None or not self.path.exists()
+        except OSError:
+            return False  # reading says what is wrong
+
     def read(self, host: str) -> Known:
-        """What is known of a host; never raises."""
-        if self.trouble is None and self.path is not None:
+        """What is known of a host: by the file, and by this process, which may have been unable to write; never raises.
+
+        For a process that has measured a case itself, its own measurement counts.
+        """
+        known, own = Known(), self._memory.get(host, Known())
+        if self.path is not None:
             try:
-                return self._read(self.path, host)
+                known = self._read(self.path, host)
             except Exception as error:
                 self._give_up(error)
-        return self._memory.get(host, Known())
+        measured = {_case(entry): entry for entry in (*known.entries, *own.entries)}
+        return Known(known.rates if own.rates is None else own.rates, list(measured.values()))
 
     def keep_rates(self, host: str, rates: dict[str, Any]) -> None:
         """Remember the host's rates; never raises."""
@@ -193,13 +207,16 @@ class Store:
             import sqlite3
 
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            found = _identity(self.path)
             try:
                 self._change(self.path, change)
             except sqlite3.DatabaseError as error:
                 # Its subclasses are of another kind: locked, read-only, full.
                 if type(error) is not sqlite3.DatabaseError:
                     raise
-                _set_aside(self.path)
+                # Another process may have put it aside already, and written a new one.
+                if _identity(self.path) == found:
+                    _set_aside(self.path)
                 self._change(self.path, change)
             self.trouble = None
         except Exception as error:
@@ -220,10 +237,10 @@ class Store:
             db.execute("COMMIT")
 
     def _give_up(self, error: Exception) -> None:
-        where = self.path or "no place for a file"
+        what = f"{self.path} cannot be used" if self.path else "there is no place for a file"
         self.trouble = (
-            f"{where}: {error}; what is measured is kept in memory only. Set {ENV_CACHE} to a folder to write to, "
-            "or tune again, which puts a damaged file aside"
+            f"{what} ({error}), so what is measured is kept in memory only: set {ENV_CACHE} to a folder to write to, "
+            "or tune again, which puts a damaged file aside."
         )
 
 
@@ -243,6 +260,15 @@ def _is_ours(db: sqlite3.Connection, path: Path) -> bool:
     if schema != SCHEMA:
         raise _UnusableError(f"expected schema {SCHEMA}, found {schema}, of another version of sparsekern")
     return True
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What tells a file from another one of the same name; empty if there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _set_aside(path: Path) -> None:

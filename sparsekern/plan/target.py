@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -54,6 +55,7 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+@cache
 def cpu_identity() -> str:
     """Its name with family and model: hypervisors shorten the name, and these say which core it is."""
     try:

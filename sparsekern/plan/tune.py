@@ -135,7 +135,8 @@ class _Run:
         implied = case.granularity.implied_sparsity
         self.density = case.density if case.density is not None else 1 - (implied or 0.0)
         costs = {name: self.predicted(name) for name in self.tiles}
-        limit = HOPELESS * min(costs.values(), default=0.0)
+        limit = HOPELESS * min(filter(None, costs.values()), default=0.0)
+        # Those that the model does not know cost it nothing.
         self.kernels = [name for name, cost in costs.items() if name == self.first or cost <= limit]
 
     def predicted(self, kernel: str) -> float:
@@ -143,8 +144,8 @@ class _Run:
         case, tile = self.case, self.tiles[kernel]
         if tile is None:
             return 0.0
-        widened = self.dtype == torch.bfloat16
-        work = Work(case.out_features, case.in_features, self.density, case.tokens, widened)
+        bfloat16 = self.dtype == torch.bfloat16
+        work = Work(case.out_features, case.in_features, self.density, case.tokens, bfloat16)
         return predict(tile, work, self.rates).seconds / torch.get_num_threads()
 
     def measure(self, weight: PackedWeight) -> None:

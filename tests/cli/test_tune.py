@@ -1,16 +1,19 @@
 """``tune`` and ``plan``: measuring this host, and saying what runs on it."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sparsekern import plan
 from sparsekern._native import native
 from sparsekern.cli import tune as tune_verb
 from sparsekern.cli.main import INTERRUPTED, main
+from sparsekern.layouts import parse
 from sparsekern.plan import Entry, Store, host_key, rates, tune
 
 pytestmark = pytest.mark.needs_native
@@ -93,10 +96,53 @@ def test_without_a_place_to_keep_it_the_process_knows_and_says_so(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SPARSEKERN_CACHE", str(tmp_path / "file"))
-    assert "Kept in memory only" in output(capsys, *TINY)
+    said = output(capsys, *TINY).splitlines()[-1]
+    assert said.count("in memory only") == 1 and "cannot be used" in said and said.endswith(" aside.")
     main(["doctor"])
     said = capsys.readouterr().out
     assert "plan      tuned; " in said and "in memory only" in " ".join(said.split())
+
+
+def test_what_the_model_does_not_know_has_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    rate = rates.measure_rates()
+    entry = Entry("block(16,1)", "bfloat16", 96, 64, 0.5, 24, 1, "a", 1.0, "a", 1.0, 0.0)
+    tune_verb._print(Store(), rate, [entry], as_json=False)
+    said = capsys.readouterr().out
+    assert said.splitlines()[2].split()[-1] == "-" and "The model" not in said
+
+
+def test_kernels_that_the_model_does_not_know_are_timed_and_make_no_other_hopeless(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = tune.Case(parse("block(16,1)"), 0.5, 96, 64, 24)
+    cpu = plan.select(plan.Request(case.granularity, (96, 64), torch.float32, "cpu"))
+    known = cpu.candidates(plan.Request(case.granularity, (96, 64), torch.float32, "cpu"))[0]
+    costs = {"pairs": 0.0, "fast": 1.0, "near": 2.4, "hopeless": 2.6}
+    records = [dataclasses.replace(known, name=name) for name in costs]
+    monkeypatch.setattr(type(cpu), "candidates", lambda *_: records)
+    monkeypatch.setattr(type(cpu), "kernel_name", lambda *_: "pairs")
+    monkeypatch.setattr(tune._Run, "predicted", lambda _, kernel: costs[kernel])
+    run = tune._Run(case, torch.float32, rates.measure_rates())
+    assert run.kernels == ["pairs", "fast", "near"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", "blocks(16,1)", "768x3072"], "unknown granularity 'blocks(16,1)': expected one of"),
+        (["plan", "block(16,1)", "768"], "expected INxOUT such as 768x3072, got '768'"),
+        (["plan", "block(16,1)", "0x768"], "expected INxOUT such as 768x3072, got '0x768'"),
+        (["tune", "--granularities", "block(16)"], "wrong number of arguments"),
+        (["tune", "--granularities", "block(0,1)"], "such as block(16,1)"),
+        (["tune", "--shapes", "768x"], "expected INxOUT such as 768x3072, got '768x'"),
+    ],
+)
+def test_a_wrong_argument_is_told_what_was_expected(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
@@ -156,9 +202,12 @@ def test_plan_says_what_runs_and_why(capsys: pytest.CaptureFixture[str]) -> None
     assert "measured here" in tuned and "Predicted, on one thread" in tuned
     found = json.loads(output(capsys, *arguments, "--json"))
     assert found["why"] == "measured" and found["kernel"] in found["costs"] and found["entry"]["tokens"] == 24
+    output(capsys, "tune", "--shapes", "64x96", "--granularities", "block(16,1)", "--tokens", "577")
+    found = json.loads(output(capsys, *arguments[:3], "--tokens", "577", "--density", "0.5", "--json"))
+    assert found["why"] == "measured" and found["entry"]["tokens"] == 577
     main(["doctor", "--json"])
     facts = json.loads(capsys.readouterr().out)["plan"]
-    assert facts["tuned"] and facts["cases"] == 4 and facts["trouble"] is None
+    assert facts["tuned"] and facts["cases"] == 6 and facts["trouble"] is None
 
 
 def test_plan_knows_of_weights_without_kernels(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Which kernel runs: measured, predicted, or the first line of the table."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def test_n_m_has_a_choice_too(keep: Keep, isa: str) -> None:
         ({"density": 0.4}, True),
         ({"density": 0.25}, False),
         ({"tokens": TOKENS + 1}, False),
-        ({"threads": 77}, False),
+        ({"threads": 77}, True),
         ({"dtype": "bfloat16"}, False),
         ({"granularity": "block(16,2)"}, False),
         ({"kernel": "a_kernel_of_another_build"}, False),
@@ -172,6 +173,51 @@ def test_the_model_s_choice_does_not_depend_on_threads(keep: Keep, threads: None
     assert len(found) == 1 and all(torch.equal(y, outputs[0]) for y in outputs)
 
 
+def test_what_was_measured_decides_for_any_number_of_threads(keep: Keep, threads: None) -> None:
+    keep(entry_of(threads=7, kernel=candidate("vector_r16")), entry_of(threads=2), entry_of(threads=3, kernel="gone"))
+    layer, x = layer_of(), torch.randn(TOKENS, SHAPE[1])
+    outputs = []
+    for count in (1, 2, 3, 7):
+        torch.set_num_threads(count)
+        plan.renew()
+        assert ran(layer, x) == slow_kernel(), "the one that was measured with the fewest"
+        outputs.append(layer(x))
+    assert all(torch.equal(y, outputs[0]) for y in outputs)
+
+
+@pytest.mark.parametrize("measured", [257, 460, 513, 577, 1025])
+def test_a_case_of_many_tokens_decides_for_itself_and_those_within_a_tenth(keep: Keep, measured: int) -> None:
+    keep(entry_of(tokens=measured))
+    layer, request = layer_of(), Request(BLOCKS, SHAPE, torch.float32, "cpu")
+    host, backend, stored = plan.host_plan(), plan.select(request), layer.values.numel()
+    for tokens in range(math.ceil(measured / 1.1), int(measured * 1.1) + 1):
+        assert host.choose(backend, request, stored, tokens).kernel == slow_kernel(), tokens
+    for tokens in (measured // 2, measured * 2):
+        assert host.choose(backend, request, stored, tokens).why != "measured"
+    assert plan.kernel_name(request, stored, measured) == ran(layer, torch.randn(measured, SHAPE[1])) == slow_kernel()
+
+
+def test_what_is_remembered_is_bounded(keep: Keep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "MOST_CHOSEN", 3)
+    keep(entry_of())
+    layer = layer_of()
+    for tokens in range(1, 9):
+        layer(torch.randn(tokens, SHAPE[1]))
+        assert 1 <= len(plan.host_plan().chosen) <= 3
+    assert ran(layer, torch.randn(TOKENS, SHAPE[1])) == slow_kernel()
+
+
+def test_a_refresh_leaves_what_other_threads_hold_as_it_was(keep: Keep) -> None:
+    keep(entry_of(), rates=rates_for())
+    layer, x, host = layer_of(), torch.randn(TOKENS, SHAPE[1]), plan.host_plan()
+    layer(x)
+    rates, entries, chosen = host.rates, host.entries, host.chosen
+    host.store.forget(host_key(native.isa()))
+    host.refresh()
+    assert rates and entries and list(chosen.values()) == [slow_kernel()]
+    assert not (host.rates or host.entries or host.chosen or host.tuned)
+
+
 def test_each_product_is_decided_once(keep: Keep, monkeypatch: pytest.MonkeyPatch) -> None:
     keep(entry_of())
     layer, x = layer_of(), torch.randn(TOKENS, SHAPE[1])
@@ -194,8 +240,12 @@ def test_what_was_measured_with_another_instruction_set_is_not_used(keep: Keep) 
     assert ran(layer, x) == slow_kernel()
 
 
-def test_rates_that_make_no_sense_are_trouble_and_no_error(keep: Keep) -> None:
-    plan.Store().keep_rates(host_key(native.isa()), {"latency": "short"})
+@pytest.mark.parametrize("latency", ["short", 10**400, math.inf, math.nan, 0, 1e-300])
+def test_rates_that_make_no_sense_are_trouble_and_no_error(keep: Keep, latency: Any) -> None:
+    record = {**rates_for().record(), "latency": latency}
+    with pytest.raises(ValueError, match=r"rates: expected a record of plan\.Rates.*tune again"):
+        Rates.of_record(record, native.isa())
+    plan.Store().keep_rates(host_key(native.isa()), record)
     plan.renew()
     assert ran(layer_of(), torch.randn(TOKENS, SHAPE[1])) == ""
     assert "tune again" in str(plan.host_plan().store.trouble)
@@ -260,8 +310,11 @@ def test_exported_programs_run_anywhere(keep: Keep, fresh_compiler: None, strict
 
 
 def test_few_tokens_stand_for_themselves_and_many_for_their_like() -> None:
-    assert [choose._bucket(n) for n in range(257)] == list(range(257))
-    found = {choose._bucket(n) for n in range(257, 100_000)}
+    assert [choose.alike(n) for n in range(257)] == [(n, n) for n in range(257)]
+    found = {choose.alike(n) for n in range(257, 100_000)}
     assert len(found) < 80
-    assert all(n <= choose._bucket(n) <= 1.125 * n for n in range(257, 100_000))
-    assert {choose._bucket(n) for n in (384, 512, 1024, 4096)} == {384, 512, 1024, 4096}
+    assert all(set(map(choose.alike, ends)) == {ends} for ends in found)
+    for n in range(257, 100_000):
+        fewest, most = choose.alike(n)
+        assert fewest <= n <= most <= 1.125 * fewest
+    assert [choose.alike(n)[1] for n in (384, 512, 1024, 4096)] == [384, 512, 1024, 4096]

@@ -78,7 +78,7 @@ def test_no_host_beats_its_multiply_adds_and_its_memory(tile: Tile) -> None:
         (OUTPUTS, host(), dataclasses.replace(WORK, density=0.001), "moving"),
         (OUTPUTS, host(), Work(16, 16, 0.5, 1), "call"),
         (OUTPUTS, host(), Work(30000, 4, 0.25, 2), "tiles"),
-        (OUTPUTS, host(), Work(2048, 2048, 0.5, 2, widened=True), "widening"),
+        (OUTPUTS, host(), Work(2048, 2048, 0.5, 2, bfloat16=True), "widening"),
     ],
 )
 def test_names_what_most_of_the_time_goes_to(tile: Tile, rates: Rates, work: Work, bound: str) -> None:
@@ -95,7 +95,7 @@ def test_panels_hold_all_tokens(tile: Tile, tokens: int) -> None:
 
 
 def test_widening_costs_time_and_halves_what_memory_reads() -> None:
-    narrow, wide = Work(8192, 8192, 0.5, 1, widened=True), Work(8192, 8192, 0.5, 1)
+    narrow, wide = Work(8192, 8192, 0.5, 1, bfloat16=True), Work(8192, 8192, 0.5, 1)
     endless = dataclasses.replace(host(), widened=1e18)
     assert seconds(VECTOR, endless, narrow) < 0.6 * seconds(VECTOR, endless, wide)
     assert seconds(VECTOR, host(), narrow) > seconds(VECTOR, endless, narrow) + narrow.stored / 10e9

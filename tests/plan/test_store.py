@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,6 +85,30 @@ def test_a_folder_that_cannot_be_written(path: Path) -> None:
     assert_kept_in_memory(Store(path), "unable to open")
 
 
+def test_what_cannot_be_written_is_laid_over_what_the_file_has(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(path)
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Store, "_change", full)
+    store = Store(path)
+    again, other = dataclasses.replace(ENTRY, kernel="c"), dataclasses.replace(ENTRY, tokens=25)
+    store.keep(HOST, other)
+    assert "full" in str(store.trouble)
+    known = store.read(HOST)
+    assert (known.rates, known.entries) == (RATES, [ENTRY, other])
+    store.keep(HOST, again)
+    assert store.read(HOST).entries == [again, other]
+
+
+def test_a_store_says_whether_it_is_empty(path: Path) -> None:
+    store = Store(path)
+    assert store.is_empty()
+    store.keep(HOST, ENTRY)
+    assert not store.is_empty() and not Store(path).is_empty()
+
+
 def garbage(path: Path) -> None:
     path.write_bytes(b"not a database, but longer than the header of one" * 100)
 
@@ -107,6 +132,27 @@ def test_a_damaged_file_is_set_aside_when_something_is_written(path: Path, damag
     damage(path)
     Store(path).keep(HOST, ENTRY)
     assert path.with_name("plan.sqlite.damaged-2").exists()
+
+
+def test_a_file_that_another_process_has_written_anew_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(path)
+    garbage(path)
+    change, tries = Store._change, iter(range(2))
+
+    def while_another_mends(store: Store, *arguments: Any) -> None:
+        if next(tries) == 0:
+            path.unlink()
+            with monkeypatch.context() as patch:
+                patch.setattr(Store, "_change", change)
+                filled(path)
+            raise sqlite3.DatabaseError("file is not a database")
+        change(store, *arguments)
+
+    monkeypatch.setattr(Store, "_change", while_another_mends)
+    other = dataclasses.replace(ENTRY, tokens=25)
+    Store(path).keep(HOST, other)
+    assert Store(path).read(HOST).entries == [ENTRY, other]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_another_program_s_database_is_left_alone(path: Path) -> None:
