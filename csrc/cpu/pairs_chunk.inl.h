@@ -28,7 +28,7 @@ class PairedChunk {
   // Pairs what outputs from `begin` on have, a cache line of them at least; returns the first one
   // beyond.
   int64_t fill(const Matrix& a, int64_t begin, int64_t outputs_end) {
-    uint32_t *weights = weights_, *rows = rows_;
+    uint32_t *weights = weights_, *rows = rows_, *rows_end = rows_;
     PairedStrip* strip = strips_;
     int64_t listed_row = -1;
     while (begin < outputs_end) {
@@ -41,8 +41,8 @@ class PairedChunk {
         const int64_t row = begin / a.rows, offset = begin % a.rows;
         const int64_t count = inputs_of(a, row), pairs = ceil_div(count, 2);
         if (row != listed_row) {
-          if (strip != strips_) rows = const_cast<uint32_t*>(strip[-1].rows) + pairs_before(strip);
-          list_rows(a, row, rows);
+          rows = rows_end;
+          rows_end = list_rows(a, row, rows);
           listed_row = row;
         }
         const BFloat16* const w = a.values + a.stored_before(row) + offset;
@@ -60,9 +60,6 @@ class PairedChunk {
   static int64_t inputs_of(const Matrix& a, int64_t row) {
     return (a.offsets[row + 1] - a.offsets[row]) * a.cols;
   }
-  static int64_t pairs_before(const PairedStrip* strip) {
-    return strip[-1].pairs * (kNeighbours ? 1 : 2);
-  }
 
   // Pairs of weights that the outputs [begin, end) have.
   static int64_t pairs_of(const Matrix& a, int64_t begin, int64_t end) {
@@ -71,7 +68,8 @@ class PairedChunk {
     return pairs;
   }
 
-  static void list_rows(const Matrix& a, int64_t row, uint32_t* rows) {
+  // Lists what the pairs of a block row are made of; returns the end.
+  static uint32_t* list_rows(const Matrix& a, int64_t row, uint32_t* rows) {
     const int64_t begin = a.offsets[row], end = a.offsets[row + 1];
     const uint32_t step = (uint32_t)(kNeighbours ? a.cols / 2 : a.cols);
     if (step == 1) {
@@ -82,7 +80,9 @@ class PairedChunk {
         for (uint32_t j = 0; j < step; ++j) *rows++ = first + j;
       }
     }
-    if (!kNeighbours) *rows = (uint32_t)a.padded_in_features();  // of zeros, to make a last pair
+    // A last input without another makes a pair with the row of zeros.
+    if (!kNeighbours && inputs_of(a, row) % 2 == 1) *rows++ = (uint32_t)a.padded_in_features();
+    return rows;
   }
 
   // Pairs the weights that one, two or more strips have of `count` inputs; returns for how many
