@@ -27,6 +27,8 @@ namespace {
 #include "cpu/pairs_panel.inl.h"
 #include "cpu/pairs_chunk.inl.h"
 #include "cpu/pairs.inl.h"
+#include "cpu/pairs_rows.inl.h"
+#include "cpu/pairs_fours.inl.h"
 #include "cpu/pairs_single.inl.h"
 // clang-format on
 }  // namespace
