@@ -1,10 +1,12 @@
 """What all tests share."""
 
+import gc
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,6 +74,19 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _native.native.set_isa(request.param)
     yield request.param
     _native.native.set_isa(before)
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone, which ends after what the test made with it.
+
+    A wrapped model that outlives its group destroys it under the interpreter's lock, for which the group's own thread
+    may be waiting.
+    """
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    gc.collect()
+    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture

@@ -116,22 +116,18 @@ def test_packages_with_aot_inductor(tmp_path: Path) -> None:
 
 
 @each_granularity
-def test_runs_under_ddp(granularity: Granularity, tmp_path: Path) -> None:
+def test_runs_under_ddp(granularity: Granularity, process_group: None) -> None:
     # gloo sends every buffer before each forward pass, so their dtypes and strides must be ones it can send.
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        model, x = model_of(granularity), torch.randn(5, 24)
-        expected = model(x)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            parallel = nn.parallel.DistributedDataParallel(model)
-        for _ in range(2):
-            y = parallel(x)
-            torch.testing.assert_close(y, expected)
-            y.sum().backward()
-        assert model[1].bias.grad is not None
-    finally:
-        torch.distributed.destroy_process_group()
+    model, x = model_of(granularity), torch.randn(5, 24)
+    expected = model(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parallel = nn.parallel.DistributedDataParallel(model)
+    for _ in range(2):
+        y = parallel(x)
+        torch.testing.assert_close(y, expected)
+        y.sum().backward()
+    assert model[1].bias.grad is not None
 
 
 def test_functional_call_sees_its_parameters() -> None:

@@ -60,23 +60,19 @@ def test_a_layer_that_is_held_aside_stays_dense(hold: Callable[[nn.Module], obje
         sk.load_(model, tmp_path / "model")
 
 
-def test_a_model_wrapped_for_distributed_training_is_refused(tmp_path: Path) -> None:
+def test_a_model_wrapped_for_distributed_training_is_refused(tmp_path: Path, process_group: None) -> None:
     saved = nn.ModuleDict({"module": nn.Sequential(nn.Linear(32, 32))})
     sk.sparsify_(saved, HALF)
     sk.save(saved, tmp_path / "model")
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        model = nn.ModuleDict({"net": nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(32, 32)))})
-        for replace in (lambda: sk.sparsify_(model, HALF), lambda: sk.densify_(model)):
-            with pytest.raises(ValueError, match=r"^net: is wrapped in DistributedDataParallel.*then wrap it"):
-                replace()
-        with pytest.raises(ValueError, match=r"model: is wrapped in DistributedDataParallel"):
-            sk.load_(model["net"], tmp_path / "model")
-        assert type(model["net"].module[0]) is nn.Linear
-        report = sk.sparsify_(model["net"].module, HALF)
-        assert report.sparse_layers == 1
-    finally:
-        torch.distributed.destroy_process_group()
+    model = nn.ModuleDict({"net": nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(32, 32)))})
+    for replace in (lambda: sk.sparsify_(model, HALF), lambda: sk.densify_(model)):
+        with pytest.raises(ValueError, match=r"^net: is wrapped in DistributedDataParallel.*then wrap it"):
+            replace()
+    with pytest.raises(ValueError, match=r"model: is wrapped in DistributedDataParallel"):
+        sk.load_(model["net"], tmp_path / "model")
+    assert type(model["net"].module[0]) is nn.Linear
+    report = sk.sparsify_(model["net"].module, HALF)
+    assert report.sparse_layers == 1
 
 
 def test_a_sparse_layer_on_meta_is_reported_without_a_density() -> None:
