@@ -162,7 +162,7 @@ class Backend(ABC):
         bias: Tensor | None,
         activation: str,
     ) -> Tensor:
-        """:meth:`linear` with one of :meth:`candidates`; to be had where there are some.
+        """:meth:`linear` with one of :meth:`candidates`; a back end that has some defines it.
 
         Args:
             kernel: its name; empty for the one that :meth:`kernel_name` gives.
@@ -172,8 +172,15 @@ class Backend(ABC):
             tensors: the packed tensors.
             bias: ``[out]`` or None.
             activation: one of ``ops.ACTIVATIONS``.
+
+        Raises:
+            ValueError: there are no candidates, and one is named.
         """
-        raise NotImplementedError(f"{self.name}: expected no choice of kernels, got {kernel!r}; define linear_by")
+        if kernel:
+            raise ValueError(
+                f"{self.name}: expected an empty name, for it has no kernels to choose from, got {kernel!r}"
+            )
+        return self.linear(x, granularity, shape, tensors, bias, activation)
 
     def grad_input(
         self, grad: Tensor, granularity: Granularity, shape: tuple[int, int], tensors: Sequence[Tensor]

@@ -102,3 +102,13 @@ def test_the_target_follows_the_isa(isa: str) -> None:
 
 def test_plan_exports_what_it_promises() -> None:
     assert all(hasattr(plan, name) for name in plan.__all__)
+
+
+def test_a_back_end_without_a_choice_of_kernels_runs_its_own_and_refuses_a_name() -> None:
+    weight, x = sk.pack(torch.randn(8, 6), sk.Channel()), torch.randn(3, 6)
+    reference = select(Request(weight.granularity, weight.shape, torch.float32, "cpu"))
+    arguments = (x, weight.granularity, weight.shape, weight.tensors, None, "none")
+    assert reference.candidates(Request(weight.granularity, weight.shape, torch.float32, "cpu")) == []
+    assert torch.equal(reference.linear_by("", *arguments), reference.linear(*arguments))
+    with pytest.raises(ValueError, match="reference: expected an empty name.*got 'fast'"):
+        reference.linear_by("fast", *arguments)

@@ -78,11 +78,17 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     assert_kept_in_memory(store, "plan.sqlite")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere; the next test is for root too")
 def test_a_folder_that_cannot_be_written(path: Path) -> None:
     path.parent.mkdir()
     path.parent.chmod(0o500)
     assert_kept_in_memory(Store(path), "unable to open")
+
+
+def test_a_folder_where_the_file_should_be(path: Path) -> None:
+    path.mkdir(parents=True)
+    assert_kept_in_memory(Store(path), "plan.sqlite cannot be used")
+    assert path.is_dir()
 
 
 def test_what_cannot_be_written_is_laid_over_what_the_file_has(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
