@@ -110,5 +110,5 @@ def test_a_back_end_without_a_choice_of_kernels_runs_its_own_and_refuses_a_name(
     arguments = (x, weight.granularity, weight.shape, weight.tensors, None, "none")
     assert reference.candidates(Request(weight.granularity, weight.shape, torch.float32, "cpu")) == []
     assert torch.equal(reference.linear_by("", *arguments), reference.linear(*arguments))
-    with pytest.raises(ValueError, match="reference: expected an empty name.*got 'fast'"):
+    with pytest.raises(ValueError, match=r"reference: expected an empty name.*got 'fast'"):
         reference.linear_by("fast", *arguments)
