@@ -75,6 +75,19 @@ struct NMMatrixOf {
   int64_t group_tiles() const { return ceil_div(in_features, tile_inputs()); }
   int64_t padded_in_features() const { return group_tiles() * tile_inputs(); }
 
+  // Where a row's values and positions begin in a group tile. `row_tile`: group tiles of a row
+  // tile, times 8. Kernels may know n and the bits of a position as constants, and say them.
+  struct Row {
+    const T* values;
+    const uint8_t* positions;
+  };
+  Row row_of(uint64_t row, int64_t group_tile, int64_t row_tile, int64_t n, int64_t bits) const {
+    const uint64_t tile_row = row % 16, pair = tile_row / 8;
+    const int64_t at = row / 16 * row_tile + group_tile * 8 + tile_row % 8;
+    return {values + at * (16 * n) + pair * n,
+            positions + at * (2 * n * bits) + pair * (n * bits / 2)};
+  }
+
   int64_t bands() const { return row_tiles(); }
   int64_t stored() const { return row_tiles() * group_tiles() * tile_values(); }
   int64_t band_outputs() const { return kTileRows; }

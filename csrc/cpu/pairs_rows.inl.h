@@ -184,10 +184,10 @@ struct PairedGroups {
     const int64_t row_tile = a.group_tiles() * 8;  // in the values and positions of one g
     const int64_t g_values = 16 * n, g_bytes = 2 * n * bits;
     for (int64_t output = begin; output < end; ++output, cells += Sums::kCells) {
-      const uint64_t tile_row = output % 16, pair = tile_row / 8;
-      const int64_t at = output / 16 * row_tile + first * 8 + tile_row % 8;
-      const BFloat16* w = a.values + at * g_values + pair * n;
-      const uint8_t* p = a.positions + at * g_bytes + pair * (n * bits / 2);
+      const auto row = a.row_of(output, first, row_tile, n, bits);
+      const auto* w = row.values;
+      const uint8_t* p = row.positions;
+      const uint64_t pair = (uint64_t)output / 8 % 2;
       const BFloat16* x = tile.panel + tile.input_begin * Sums::kWidth;
       Sums sums;
       sums.begin(cells, tile.input_begin == 0);
