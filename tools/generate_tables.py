@@ -13,7 +13,13 @@ from pathlib import Path
 import sparsekern as sk
 
 ROOT = Path(__file__).resolve().parents[1]
-ISAS = {"avx512_bf16": "AVX512-BF16", "avx512": "AVX-512", "avx2": "AVX2", "portable": "portable C++"}
+ISAS = {
+    "amx_bf16": "AMX-BF16",
+    "avx512_bf16": "AVX512-BF16",
+    "avx512": "AVX-512",
+    "avx2": "AVX2",
+    "portable": "portable C++",
+}
 LEVELS = list(ISAS)
 
 

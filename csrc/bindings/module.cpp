@@ -52,6 +52,8 @@ const char* family_name(KernelFamily family) {
       return "tokens";
     case KernelFamily::kSingle:
       return "single";
+    case KernelFamily::kTiles:
+      return "tiles";
     case KernelFamily::kPairs:
       return "pairs";
     default:

@@ -5,6 +5,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace sparsekern {
 namespace {
@@ -16,6 +20,25 @@ unsigned long long enabled_register_state() {
   return (static_cast<unsigned long long>(high) << 32) | low;
 }
 
+// Tiles of bfloat16, and the vector instructions that fill them.
+bool has_tiles() {
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  const unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24, avx512_vbmi2 = 1u << 6;
+  return (d & amx_bf16) && (d & amx_tile) && (c & avx512_vbmi2);
+}
+
+// Linux from 5.16 on makes room for tiles only when asked, once for all threads of the process
+// (Documentation/arch/x86/xstate.rst).
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 Isa detect() {
   unsigned a, b, c, d;
   if (!__get_cpuid(1, &a, &b, &c, &d)) return Isa::kPortable;
@@ -23,13 +46,16 @@ Isa detect() {
   if (!osxsave || !fma) return Isa::kPortable;
   const unsigned long long state = enabled_register_state();
   const unsigned long long ymm = 0x6, zmm = 0xe6;  // SSE+AVX; and opmask+ZMM halves
+  const unsigned long long tiles = 0x60000;        // their shapes and contents
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return Isa::kPortable;
   const bool avx2 = b & (1u << 5);
   const unsigned f = 1u << 16, dq = 1u << 17, bw = 1u << 30, vl = 1u << 31;
   const bool avx512 = (b & (f | dq | bw | vl)) == (f | dq | bw | vl);
   if (avx512 && avx2 && (state & zmm) == zmm) {
     const bool bf16 = __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
-    return bf16 ? Isa::kAvx512Bf16 : Isa::kAvx512;
+    if (!bf16) return Isa::kAvx512;
+    return has_tiles() && (state & tiles) == tiles && may_use_tiles() ? Isa::kAmxBf16
+                                                                      : Isa::kAvx512Bf16;
   }
   if (avx2 && (state & ymm) == ymm) return Isa::kAvx2;
   return Isa::kPortable;
@@ -52,6 +78,8 @@ std::atomic<int>& limit() {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::kAmxBf16:
+      return "amx_bf16";
     case Isa::kAvx512Bf16:
       return "avx512_bf16";
     case Isa::kAvx512:

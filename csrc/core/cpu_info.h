@@ -3,12 +3,13 @@
 
 namespace sparsekern {
 
-enum class Isa : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
-constexpr int kIsaLevels = 4;
+enum class Isa : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmxBf16 = 4 };
+constexpr int kIsaLevels = 5;
 
 const char* isa_name(Isa isa);
 
-// What CPUID offers and XGETBV says the operating system saves.
+// What CPUID offers and the operating system saves. Asks Linux for the state of tiles, which it
+// gives to those who ask.
 bool isa_supported(Isa isa);
 
 // The level that automatic choice stays within. Starts at the highest supported one.

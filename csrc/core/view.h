@@ -129,6 +129,19 @@ constexpr int64_t pairs_in_chunk(int64_t padded_inputs) {
 }
 constexpr int64_t kPairsSlack = 16;  // room for a vector beyond
 
+// The same for kernels of tiles, of whose tokens 1 MiB is packed at a time. A row of a panel, or
+// an input, is listed once for 16 weights at most.
+constexpr int64_t whole_tiles(int64_t padded_inputs) { return ceil_div(padded_inputs, 32) * 32; }
+constexpr int64_t tiles_batch(int64_t padded_inputs) {
+  return max64(64, min64(256, 512 * 1024 / padded_inputs / 64 * 64));
+}
+constexpr int64_t tile_weights_in_chunk(int64_t tile_inputs) {
+  return max64(128 * 1024, 16 * tile_inputs);
+}
+constexpr int64_t tile_rows_in_chunk(int64_t tile_inputs) {
+  return tile_weights_in_chunk(tile_inputs) / 16;
+}
+
 // bfloat16 that the pairs of a K-tile take, at most.
 constexpr int64_t kMostExpanded = 16 * 11 * 128;
 
@@ -142,8 +155,8 @@ struct Share {
 
 // How the loop of a kernel is laid out, which says how many loads its multiply-adds take: vectors
 // of outputs, vectors of tokens, vectors of tokens for one output at a time, a single token, or
-// vectors of tokens with two inputs each.
-enum class KernelFamily : int32_t { kOutputs, kTokens, kSingle, kVector, kPairs };
+// vectors of tokens with two inputs each, or tiles of outputs and inputs.
+enum class KernelFamily : int32_t { kOutputs, kTokens, kSingle, kVector, kPairs, kTiles };
 
 // The weight is a BlockMatrixOf or an NMMatrixOf, as the kernel's format says, and the call a
 // CallOf, of the kernel's numbers.

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/cpu_info.h"
+#include "cpu/isa/tile_config.h"
 
 namespace sparsekern {
 namespace {
@@ -90,6 +91,43 @@ LOOPS(avx512_16_lanes, "zmm")
 __attribute__((noinline)) void chains_avx512_bf16(int64_t rounds) {
   const uint32_t one = 0x3f803f80;  // twice, as bfloat16
   LOOP(CHAIN_PAIRS, "zmm");
+}
+
+// Six chains of tiles, 16 x 32 by 32 x 16. Their numbers differ: with all alike, fewer bits change
+// from one product to the next, and a core that is held to a power runs faster than it ever would.
+constexpr int64_t kTileChains = 6, kTileMultiplyAdds = 16 * 16 * 32;
+
+__attribute__((noinline)) void chains_amx_bf16(int64_t rounds) {
+  TileConfig config = {}, before;
+  config.palette = 1;
+  for (int i = 0; i < 8; ++i) {
+    config.row_bytes[i] = 64;
+    config.rows[i] = 16;
+  }
+  alignas(64) uint16_t numbers[2][16][32];
+  uint32_t random = 1;
+  for (auto& tile : numbers) {
+    for (auto& row : tile) {
+      for (uint16_t& number : row) {
+        random = random * 1664525 + 1013904223;
+        number = uint16_t(0x3f80 | (random >> 16 & 0x807f));  // 1 to 2, of either sign
+      }
+    }
+  }
+  __asm__ volatile(
+      "sttilecfg %1\n ldtilecfg %2\n"
+      "tilezero %%tmm0\n tilezero %%tmm1\n tilezero %%tmm2\n"
+      "tilezero %%tmm3\n tilezero %%tmm4\n tilezero %%tmm5\n"
+      "tileloadd (%3,%5,1), %%tmm6\n tileloadd (%4,%5,1), %%tmm7\n"
+      "1:\n"
+      "tdpbf16ps %%tmm7, %%tmm6, %%tmm0\n tdpbf16ps %%tmm7, %%tmm6, %%tmm1\n"
+      "tdpbf16ps %%tmm7, %%tmm6, %%tmm2\n tdpbf16ps %%tmm7, %%tmm6, %%tmm3\n"
+      "tdpbf16ps %%tmm7, %%tmm6, %%tmm4\n tdpbf16ps %%tmm7, %%tmm6, %%tmm5\n"
+      "dec %0\n jnz 1b\n"
+      "ldtilecfg %1\n"
+      : "+r"(rounds), "+m"(before)
+      : "m"(config), "r"(numbers[0]), "r"(numbers[1]), "r"(int64_t(64)), "m"(numbers)
+      : "cc", "memory");
 }
 #endif
 
@@ -172,6 +210,10 @@ double loads_a_second(int64_t lanes, double seconds) {
 
 double fma_peak_gflops(double seconds, Numbers numbers) {
 #if defined(__x86_64__)
+  if (isa_limit() == Isa::kAmxBf16 && numbers == Numbers::kBFloat16) {
+    return 2e-9 * kTileMultiplyAdds * kTileChains *
+           best_rounds_a_second(kRounds / 16, seconds, chains_amx_bf16);
+  }
   if (isa_limit() == Isa::kAvx512Bf16 && numbers == Numbers::kBFloat16) {
     return 2e-9 * 32 * kChains * best_rounds_a_second(kRounds, seconds, chains_avx512_bf16);
   }

@@ -17,10 +17,20 @@ int64_t pairs_scratch_floats(int64_t padded_inputs, int64_t tokens) {
          batch * (padded_inputs + 1) / 2;
 }
 
+// Tiles of weights, those of a strip before they are tiles, the rows of a panel that they take, and
+// strips; and panels, with a row of zeros.
+int64_t tiles_scratch_floats(int64_t padded_inputs, int64_t tokens) {
+  const int64_t inputs = whole_tiles(padded_inputs);
+  const int64_t batch = ceil_div(min64(tokens, tiles_batch(inputs)), 32) * 32 + 32;
+  return (tile_weights_in_chunk(inputs) + 16 * inputs) / 2 + tile_rows_in_chunk(inputs) +
+         8 * kMostStrips + batch * (inputs + 3) / 2;
+}
+
 }  // namespace
 
 int64_t kernel_scratch_floats(const KernelInfo& kernel, int64_t padded_inputs, int64_t tokens,
                               int64_t bands) {
+  if (kernel.family == KernelFamily::kTiles) return tiles_scratch_floats(padded_inputs, tokens);
   if (kernel.numbers == Numbers::kBFloat16) return pairs_scratch_floats(padded_inputs, tokens);
   const int64_t panels = ceil_div(tokens, kernel.panel);
   const int64_t panel_floats = padded_inputs * min64(kernel.panel, ceil_div(tokens, 16) * 16);

@@ -14,6 +14,7 @@
 #define SPARSEKERN_SYMBOL_kAvx2(name) SPARSEKERN_ON_X86(sparsekern_##name)
 #define SPARSEKERN_SYMBOL_kAvx512(name) SPARSEKERN_ON_X86(sparsekern_##name)
 #define SPARSEKERN_SYMBOL_kAvx512Bf16(name) SPARSEKERN_ON_X86(sparsekern_##name)
+#define SPARSEKERN_SYMBOL_kAmxBf16(name) SPARSEKERN_ON_X86(sparsekern_##name)
 
 namespace sparsekern {
 

@@ -88,13 +88,13 @@ def test_batches_and_chunks(kernel: Kernel, threads: None) -> None:
 def test_is_the_float32_result_rounded(kernel: Kernel) -> None:
     """Also where that is not a number, infinite, denormal, or half way between two bfloat16 numbers.
 
-    To the dot products of pairs a denormal number is zero.
+    To the dot products of pairs and tiles a denormal number is zero.
     """
     rows = kernel.block_rows[0]
     weight = block_weight((2 * rows, 64), rows, 1, 1.0)
     weight.parts["values"] = torch.zeros_like(weight.parts["values"])
     weight.parts["values"][:, :, 0] = 1.0  # the sum of the inputs
-    tiny = 0.0 if kernel.name.startswith("pairs") else 1e-40
+    tiny = 0.0 if kernel.name.startswith(("pairs", "tiles")) else 1e-40
     special = [float("nan"), float("inf"), -float("inf"), 3.4e38, -0.0, tiny, 1.0 + 2.0**-7, 1.0]
     x = torch.zeros(len(special) + 2, 64)
     x[: len(special), 5] = torch.tensor(special)

@@ -1,4 +1,4 @@
-"""The AVX-512, AVX2 and portable kernels, unforked, where no instruction of them exists: through SIMDe.
+"""The AMX, AVX-512, AVX2 and portable kernels, unforked, where no instruction of them exists: through SIMDe.
 
 ``SPARSEKERN_SANITIZE`` (see ``make sanitize``) builds the same program with sanitizers, which then see
 each lane of each load and store, masked ones too.
@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 COMPILER = os.environ.get("CXX", "c++").split()
 # Kernels without optimisation: emulation makes of each instruction so much code that gcc would take minutes.
 KERNELS = {
+    "csrc/cpu/amx_bf16.cpp": "-O0",
     "csrc/cpu/avx512_bf16.cpp": "-O0",
     "csrc/cpu/avx512.cpp": "-O0",
     "csrc/cpu/avx2.cpp": "-O0",
@@ -83,7 +84,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "emulated_kernels"
 
 
-@pytest.mark.parametrize("isa", ["avx512_bf16", "avx512", "avx2", "portable"])
+@pytest.mark.parametrize("isa", ["amx_bf16", "avx512_bf16", "avx512", "avx2", "portable"])
 def test_kernels_against_float64(program: Path, isa: str) -> None:
     if not EMULATED and (native is None or isa not in native.isa_supported()):
         pytest.skip(f"this CPU has no {isa}, which the thread sanitizer is not emulated for")

@@ -21,7 +21,8 @@ from sparsekern import _native
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
 COMPILER = os.environ.get("CXX", "c++").split()
-ISA_SOURCES = ["avx512_bf16.cpp", "avx512.cpp", "avx2.cpp", "portable.cpp"]
+ISA_SOURCES = ["amx_bf16.cpp", "avx512_bf16.cpp", "avx512.cpp", "avx2.cpp", "portable.cpp"]
+TILES = re.compile(r"%tmm|tilecfg|tilerelease")
 ABOVE_AVX2 = re.compile(r"%zmm|%k[0-7]\b|%[xy]mm(1[6-9]|2\d|3[01])\b")
 # VEX-encoded instructions all begin with v; these are the others that do.
 NOT_VECTOR = ("verr", "verw", "vmcall")
@@ -55,7 +56,7 @@ def library() -> Path:
 
 
 def level_of(function: str) -> str:
-    return next((level for level in ("avx512", "avx2") if level in function), "base")
+    return next((level for level in ("amx", "avx512", "avx2") if level in function), "base")
 
 
 def instructions(path: Path) -> Iterator[tuple[str, str]]:
@@ -70,6 +71,10 @@ def instructions(path: Path) -> Iterator[tuple[str, str]]:
 
 def too_high(function: str, text: str) -> bool:
     level = level_of(function)
+    if level == "amx":
+        return False
+    if TILES.search(text):
+        return True
     if level == "avx512":
         return False
     if ABOVE_AVX2.search(text):
@@ -100,6 +105,9 @@ def test_no_instruction_outside_its_functions(library: Path) -> None:
         ("sparsekern::avx2::f()", "vmovups (%rax),%ymm16", True),
         ("sparsekern::avx2::f()", "vmovups (%rax),%xmm1{%k1}", True),
         ("sparsekern::avx512::f()", "vmovups (%rax),%zmm31{%k1}", False),
+        ("sparsekern::avx512_bf16::f()", "tilezero %tmm0", True),
+        ("sparsekern::avx512_bf16::f()", "ldtilecfg (%rax)", True),
+        ("sparsekern::amx_bf16::f()", "tilezero %tmm0", False),
     ],
 )
 def test_the_rule_itself(function: str, text: str, leaks: bool) -> None:
@@ -111,7 +119,7 @@ def test_the_rule_itself(function: str, text: str, leaks: bool) -> None:
 def test_no_constructor_of_a_kernel_file(library: Path) -> None:
     constructors = [line for line in output_of("nm", "-C", library).splitlines() if "_GLOBAL__sub_I" in line]
     # Named after the file, or after its first symbol, which carries the level.
-    assert not [c for c in constructors if re.search(r"avx|portable|outputs_r|tokens_r|vector_r", c)]
+    assert not [c for c in constructors if re.search(r"amx|avx|portable|outputs_r|tokens_r|vector_r", c)]
 
 
 @needs_x86

@@ -29,8 +29,9 @@ def test_native_kernels_serve_what_they_read_on_every_isa(granularity: object, i
             name = select(wanted).kernel_name(wanted, tokens)
             (record,) = (record for record in sk.kernels() if record.name == name)
             assert str(dtype).removeprefix("torch.") in record.dtypes
-            # The level of bfloat16 leaves float32 to the one below, and some bfloat16 too.
-            assert record.isa in ({isa, "avx512"} if isa == "avx512_bf16" else {isa})
+            # Levels of bfloat16 leave float32 to the one below, and some bfloat16 too.
+            of_bfloat16 = {"avx512_bf16": {isa, "avx512"}, "amx_bf16": {isa, "avx512_bf16", "avx512"}}
+            assert record.isa in of_bfloat16.get(isa, {isa})
 
 
 @pytest.mark.needs_native

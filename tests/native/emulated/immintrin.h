@@ -1,6 +1,7 @@
-// Stands in for the compiler's header of this name: AVX2 and AVX-512 by SIMDe, in plain C++ that
-// any CPU runs and that sanitizers see through. Defines what SIMDe 0.7.4 lacks, and anew the masked
-// loads that it makes of whole ones: the instructions do not touch a lane that is masked out.
+// Stands in for the compiler's header of this name: AVX2 and AVX-512 by SIMDe, AMX by tiles.h, in
+// plain C++ that any CPU runs and that sanitizers see through. Defines what SIMDe 0.7.4 lacks, and
+// anew the masked loads that it makes of whole ones: the instructions do not touch a lane that is
+// masked out.
 #pragma once
 
 #pragma GCC diagnostic ignored "-Wpsabi"
@@ -11,6 +12,8 @@
 
 #include <cmath>
 #include <cstring>
+
+#include "tiles.h"
 
 #ifndef __mmask16
 using __mmask16 = simde__mmask16;
@@ -162,3 +165,62 @@ inline __m256 emulated_mm256_maskload_ps(const float* p, __m256i mask) {
   for (int i = 0; i < 8; ++i) lanes[i] = bits[i] < 0 ? p[i] : 0.0f;
   return _mm256_loadu_ps(lanes);
 }
+
+#undef _mm512_maskz_expand_epi16
+#define _mm512_maskz_expand_epi16 emulated_mm512_maskz_expand_epi16
+inline __m512i emulated_mm512_maskz_expand_epi16(uint32_t mask, __m512i v) {
+  uint16_t from[32], to[32];
+  _mm512_storeu_si512(from, v);
+  const uint16_t* next = from;
+  for (int i = 0; i < 32; ++i) to[i] = mask >> i & 1 ? *next++ : 0;
+  return _mm512_loadu_si512(to);
+}
+
+// N lanes of one kind made into as many of another.
+template <class To, class From, int N>
+inline void emulated_convert(const void* v, void* converted) {
+  From from[N];
+  To to[N];
+  std::memcpy(from, v, sizeof from);
+  for (int i = 0; i < N; ++i) to[i] = To(from[i]);
+  std::memcpy(converted, to, sizeof to);
+}
+
+#ifndef _mm512_cvtepu8_epi16
+#define _mm512_cvtepu8_epi16 emulated_mm512_cvtepu8_epi16
+inline __m512i emulated_mm512_cvtepu8_epi16(__m256i v) {
+  __m512i to;
+  emulated_convert<uint16_t, uint8_t, 32>(&v, &to);
+  return to;
+}
+#endif
+
+#ifndef _mm512_cvtepi32_epi8
+#define _mm512_cvtepi32_epi8 emulated_mm512_cvtepi32_epi8
+inline __m128i emulated_mm512_cvtepi32_epi8(__m512i v) {
+  __m128i to;
+  emulated_convert<uint8_t, uint32_t, 16>(&v, &to);
+  return to;
+}
+#endif
+
+#ifndef _mm512_cvtepi64_epi16
+#define _mm512_cvtepi64_epi16 emulated_mm512_cvtepi64_epi16
+inline __m128i emulated_mm512_cvtepi64_epi16(__m512i v) {
+  __m128i to;
+  emulated_convert<uint16_t, uint64_t, 8>(&v, &to);
+  return to;
+}
+#endif
+
+#ifndef _mm512_cmpeq_epi16_mask
+#define _mm512_cmpeq_epi16_mask emulated_mm512_cmpeq_epi16_mask
+inline uint32_t emulated_mm512_cmpeq_epi16_mask(__m512i a, __m512i b) {
+  uint16_t left[32], right[32];
+  _mm512_storeu_si512(left, a);
+  _mm512_storeu_si512(right, b);
+  uint32_t mask = 0;
+  for (int i = 0; i < 32; ++i) mask |= uint32_t(left[i] == right[i]) << i;
+  return mask;
+}
+#endif

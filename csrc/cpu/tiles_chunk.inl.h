@@ -1,0 +1,64 @@
+// Weights of bfloat16 as tiles of 16 outputs x 32 inputs. Included inside an ISA region.
+
+// What a strip of 16 outputs is multiplied with.
+struct TileStrip {
+  const BFloat16* weights;  // tiles [steps][16 outputs][32 inputs]
+  // Of a panel of pairs, the 16 rows that each step takes [steps], or null for the next 16; where
+  // inputs are gathered, each row of a pair, or of an input, [16 or 32 steps].
+  const uint32_t* rows;
+  int64_t steps;
+};
+
+// Of the weights of consecutive outputs, as many as stay in L2; one strip at least.
+template <class V>
+class TileChunk {
+ public:
+  TileChunk(float* scratch, int64_t tile_inputs)
+      : room_(tile_weights_in_chunk(tile_inputs)),
+        weights_(reinterpret_cast<BFloat16*>(scratch)),
+        dense_(weights_ + room_),
+        rows_(reinterpret_cast<uint32_t*>(dense_ + V::kTileOutputs * tile_inputs)),
+        strips_(reinterpret_cast<TileStrip*>(rows_ + tile_rows_in_chunk(tile_inputs))) {
+    static_assert(sizeof(TileStrip) <= 8 * sizeof(float), "scratch for strips");
+    __builtin_memset(dense_, 0, size_t(V::kTileOutputs * tile_inputs) * sizeof(BFloat16));
+    clear();
+  }
+
+  void clear() {
+    next_weights_ = weights_;
+    next_rows_ = rows_;
+    next_strip_ = strips_;
+  }
+
+  const TileStrip* strips() const { return strips_; }
+  void* end() const { return reinterpret_cast<float*>(strips_) + 8 * kMostStrips; }
+
+  // Whether a strip of so many steps fits.
+  bool has_room(int64_t steps) const {
+    return next_strip_ == strips_ || (next_strip_ < strips_ + kMostStrips &&
+                                      next_weights_ + steps * V::kTileWeights <= weights_ + room_);
+  }
+
+  // Where the tiles and rows of the next strip go.
+  BFloat16* weights() const { return next_weights_; }
+  uint32_t* rows() const { return next_rows_; }
+  // Zeros for the weights of a strip, [inputs][16 outputs]. They are left as they were found.
+  BFloat16* dense() const { return dense_; }
+
+  // Keeps a list of rows that has been written, and what strips refer to it as.
+  const uint32_t* keep_rows(int64_t count) {
+    const uint32_t* const list = next_rows_;
+    next_rows_ += count;
+    return list;
+  }
+  void keep_strip(int64_t steps, const uint32_t* list) {
+    *next_strip_++ = {next_weights_, list, steps};
+    next_weights_ += steps * V::kTileWeights;
+  }
+
+ private:
+  int64_t room_;  // weights
+  BFloat16 *weights_, *next_weights_, *dense_;
+  uint32_t *rows_, *next_rows_;
+  TileStrip *strips_, *next_strip_;
+};
