@@ -17,13 +17,13 @@ int64_t pairs_scratch_floats(int64_t padded_inputs, int64_t tokens) {
          batch * (padded_inputs + 1) / 2;
 }
 
-// Tiles of weights, those of a strip before they are tiles, the rows of a panel that they take, and
-// strips; and panels, with a row of zeros.
+// What a TileChunk holds; and panels, with two inputs of zeros.
 int64_t tiles_scratch_floats(int64_t padded_inputs, int64_t tokens) {
   const int64_t inputs = whole_tiles(padded_inputs);
   const int64_t batch = ceil_div(min64(tokens, tiles_batch(inputs)), 32) * 32 + 32;
-  return (tile_weights_in_chunk(inputs) + 16 * inputs) / 2 + tile_rows_in_chunk(inputs) +
-         8 * kMostStrips + batch * (inputs + 3) / 2;
+  return (tile_weights_in_chunk(inputs) + dense_weights_of_tiles(inputs)) / 2 +
+         tile_rows_in_chunk(inputs) + tile_marks(inputs) / 4 + 8 * kMostStrips +
+         batch * (inputs + 3) / 2;
 }
 
 }  // namespace

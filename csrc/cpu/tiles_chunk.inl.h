@@ -17,10 +17,12 @@ class TileChunk {
       : room_(tile_weights_in_chunk(tile_inputs)),
         weights_(reinterpret_cast<BFloat16*>(scratch)),
         dense_(weights_ + room_),
-        rows_(reinterpret_cast<uint32_t*>(dense_ + V::kTileOutputs * tile_inputs)),
-        strips_(reinterpret_cast<TileStrip*>(rows_ + tile_rows_in_chunk(tile_inputs))) {
+        rows_(reinterpret_cast<uint32_t*>(dense_ + dense_weights_of_tiles(tile_inputs))),
+        marks_(reinterpret_cast<uint8_t*>(rows_ + tile_rows_in_chunk(tile_inputs))),
+        strips_(reinterpret_cast<TileStrip*>(marks_ + tile_marks(tile_inputs))) {
     static_assert(sizeof(TileStrip) <= 8 * sizeof(float), "scratch for strips");
-    __builtin_memset(dense_, 0, size_t(V::kTileOutputs * tile_inputs) * sizeof(BFloat16));
+    __builtin_memset(dense_, 0, size_t(dense_weights_of_tiles(tile_inputs)) * sizeof(BFloat16));
+    __builtin_memset(marks_, 0, size_t(tile_marks(tile_inputs)));
     clear();
   }
 
@@ -39,11 +41,13 @@ class TileChunk {
                                       next_weights_ + steps * V::kTileWeights <= weights_ + room_);
   }
 
-  // Where the tiles and rows of the next strip go.
+  // Where the tiles and rows of the next strip go. There is room for rows that are not kept then.
   BFloat16* weights() const { return next_weights_; }
   uint32_t* rows() const { return next_rows_; }
-  // Zeros for the weights of a strip, [inputs][16 outputs]. They are left as they were found.
+  // Zeros to work with, left as they were found: the weights of a strip, [inputs][16 outputs], with
+  // two inputs beyond that stay zero, and a mark for each input.
   BFloat16* dense() const { return dense_; }
+  uint8_t* marks() const { return marks_; }
 
   // Keeps a list of rows that has been written, and what strips refer to it as.
   const uint32_t* keep_rows(int64_t count) {
@@ -60,5 +64,6 @@ class TileChunk {
   int64_t room_;  // weights
   BFloat16 *weights_, *next_weights_, *dense_;
   uint32_t *rows_, *next_rows_;
+  uint8_t* marks_;
   TileStrip *strips_, *next_strip_;
 };

@@ -48,10 +48,6 @@ class AnyBlocks {
         return whole_rows(Constant<1>{});
       case 2:
         return whole_rows(Constant<2>{});
-      case 4:
-        return whole_rows(Constant<4>{});
-      case 8:
-        return whole_rows(Constant<8>{});
     }
     return fill_by([&](int64_t output, int64_t outputs, BFloat16* tile) {
       for (int64_t i = 0; i < outputs; ++i) write_output(output + i, tile + i * V::kTileInputs);

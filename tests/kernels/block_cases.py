@@ -31,10 +31,10 @@ class Kernel:
 
     @property
     def block_rows(self) -> list[int]:
-        """Block heights to try: the first few multiples, or the only one that it takes."""
+        """Block heights to try: some multiples, or the only one that it takes."""
         if self.rows == 1 and self.multiple:  # those that no other kernel takes
             return [1, 2, 3, 12]
-        return [r for r in (16, 32, 48, 64, 96) if r % self.rows == 0][:4] if self.multiple else [self.rows]
+        return [i * self.rows for i in (1, 2, 3, 5)] if self.multiple else [self.rows]
 
 
 def kernels(dtype: str) -> list[Kernel]:

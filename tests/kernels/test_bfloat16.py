@@ -42,11 +42,14 @@ def block_weight(shape: tuple[int, int], rows: int, cols: int, density: float) -
 
 
 @every_kernel
-@pytest.mark.parametrize("cols", [1, 2, 3])
-def test_blocks(kernel: Kernel, cols: int) -> None:
-    """Tails of outputs, inputs and tokens; rows of x that lie apart; bias and activation."""
+@pytest.mark.parametrize(("cols", "density"), [(1, 0.4), (2, 0.4), (3, 0.4), (1, 0.1), (2, 0.1), (40, 0.4)])
+def test_blocks(kernel: Kernel, cols: int, density: float) -> None:
+    """Tails of outputs, inputs and tokens; rows of x that lie apart; bias and activation.
+
+    Tiles gather inputs at low densities, and leave out empty windows of wide blocks.
+    """
     for rows in kernel.block_rows:
-        weight = block_weight((3 * rows + max(1, rows // 2), 203), rows, cols, 0.4)
+        weight = block_weight((3 * rows + max(1, rows // 2), 203), rows, cols, density)
         bias = random_bfloat16(weight.dense.shape[0])
         for tokens in (1, 2, 5, 16, 40, 129):
             x = random_bfloat16(tokens, 240)[:, :203]

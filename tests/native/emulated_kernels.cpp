@@ -175,6 +175,10 @@ std::vector<Case> cases_for(const KernelInfo& kernel) {
   // Several batches of tokens, and chunks of weights.
   add(kernel.rows, 1, 130, 900, 258, 0.9, 0);
   add(kernel.rows, 2, 130, 900, 258, 0.9, 3);
+  // Few inputs in a strip of outputs; wide blocks, most of them empty.
+  add(kernel.rows, 1, 6 * kernel.rows + 3, 300, 70, 0.08, 0);
+  add(kernel.rows, 2, 6 * kernel.rows + 3, 300, 40, 0.08, 0);
+  add(kernel.rows, 40, 6 * kernel.rows + 3, 700, 70, 0.3, 1);
   return cases;
 }
 

@@ -109,6 +109,31 @@ struct Tiles16 : avx512_bf16::Pairs16 {
 
   static SPARSEKERN_INLINE Pairs zero_pairs() { return _mm512_setzero_si512(); }
 
+  // Writes the numbers of those of 64 marks that are set, the first of which has the number
+  // `first`, and up to 16 numbers beyond; how many there are. Leaves the marks clear.
+  static SPARSEKERN_INLINE int64_t take_marks(uint8_t* marks, uint32_t first, uint32_t* numbers) {
+    const __m512i bytes = _mm512_loadu_si512(marks);
+    const uint64_t set = _mm512_test_epi8_mask(bytes, bytes);
+    _mm512_storeu_si512(marks, _mm512_setzero_si512());
+    __m512i number =
+        _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(first)),
+                         _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    const uint32_t* const begin = numbers;
+    SPARSEKERN_UNROLL
+    for (int i = 0; i < 64; i += 16) {
+      const __mmask16 some = static_cast<__mmask16>(set >> i);
+      _mm512_storeu_si512(numbers, _mm512_maskz_compress_epi32(some, number));
+      numbers += __builtin_popcount(some);
+      number = _mm512_add_epi32(number, _mm512_set1_epi32(16));
+    }
+    return numbers - begin;
+  }
+
+  static SPARSEKERN_INLINE void store_two(BFloat16* first, BFloat16* second, Pairs v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(first), _mm512_castsi512_si256(v));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(second), _mm512_extracti64x4_epi64(v, 1));
+  }
+
   // n:m, of m = 4 or 2 n: the weights that the rows g and g + 8 of a group tile keep, among zeros.
   // `row` is that of g in the first of its tiles.
   template <int N>
