@@ -12,7 +12,7 @@ if _sys.argv[:1] != ["-m"]:
 from . import backends as _backends, ops_grad as _ops_grad  # noqa: F401  (registers the back ends, and ops)
 from .io import load_, save
 from .layouts import NM, Block, Channel, PackedWeight, Unstructured, pack
-from .nn import Sparse, SparseLinear, densify_, linear, sparsify_
+from .nn import JoinedLinear, Sparse, SparseLinear, densify_, join, linear, sparsify_
 from .plan import KernelRecord, Target, kernels
 from .prune import make_mask
 
@@ -22,6 +22,7 @@ __all__ = [
     "NM",
     "Block",
     "Channel",
+    "JoinedLinear",
     "KernelRecord",
     "PackedWeight",
     "Sparse",
@@ -29,6 +30,7 @@ __all__ = [
     "Target",
     "Unstructured",
     "densify_",
+    "join",
     "kernels",
     "linear",
     "load_",

@@ -24,6 +24,8 @@ SIGNATURES = {
     "Sparse": "(granularity, sparsity=None, criterion='magnitude', only_if_faster=True)",
     "SparseLinear": "(packed, bias=None, activation=None, name='SparseLinear')",
     "SparseLinear.from_dense": "(linear, granularity, sparsity=None, mask=None)",
+    "JoinedLinear": "(linear, sizes)",
+    "join": "(layers)",
     "Target.detect": "()",
 }
 

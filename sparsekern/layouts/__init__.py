@@ -3,6 +3,7 @@
 from .block import Block
 from .channel import Channel
 from .granularity import Granularity, Parts, parse, register, registered
+from .join import join_outputs
 from .nm import NM
 from .packed import WEIGHT_DTYPES, PackedWeight, check_weight, pack
 from .unstructured import Unstructured
@@ -17,6 +18,7 @@ __all__ = [
     "Parts",
     "Unstructured",
     "check_weight",
+    "join_outputs",
     "pack",
     "parse",
     "register",

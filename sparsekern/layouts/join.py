@@ -1,0 +1,69 @@
+"""One packed weight out of several that multiply the same input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .granularity import require
+from .packed import PackedWeight, pack
+
+
+def join_outputs(weights: Sequence[PackedWeight], names: Sequence[str]) -> PackedWeight:
+    """Packed weights below one another: ``joined.to_dense()`` equals ``torch.cat`` of theirs, bit for bit.
+
+    The same places are stored as before, no more: a place that is stored as zero stays so. A dense copy is made on the
+    way, which serves every granularity.
+
+    Args:
+        weights: one or more, ``[out_i, in]``, of the same granularity, in, dtype and device.
+        names: how errors call each.
+
+    Returns:
+        Packed ``[sum of out_i, in]``.
+
+    Raises:
+        ValueError: one differs from the first; one ends in the middle of a group of outputs, which the
+            next one would share.
+    """
+    first = weights[0]
+    for weight, name in zip(weights, names, strict=True):
+        for what, found, expected in (
+            ("granularity", weight.granularity.label, first.granularity.label),
+            ("in_features", weight.shape[1], first.shape[1]),
+            ("dtype", weight.dtype, first.dtype),
+            ("device", weight.device, first.device),
+        ):
+            require(found == expected, f"{name}: expected the {what} {expected} of {names[0]}, got {found}")
+        require(weight.device.type != "meta", f"{name}: expected a weight with values, got it on the meta device")
+    joined = _below_one_another(weights)
+    if _stored([joined]) > _stored(weights):
+        uneven = next(i for i in range(1, len(weights)) if _shares_groups(weights[: i + 1])) - 1
+        raise ValueError(
+            f"{names[uneven]}: its outputs end within a group of {first.granularity.label}, of which the next layer "
+            "keeps other weights; put it last, or keep the two apart"
+        )
+    return joined
+
+
+def _below_one_another(weights: Sequence[PackedWeight]) -> PackedWeight:
+    dense = torch.cat([weight.to_dense() for weight in weights])
+    return pack(dense, weights[0].granularity, torch.cat([_stored_places(weight) for weight in weights]))
+
+
+def _shares_groups(weights: Sequence[PackedWeight]) -> bool:
+    """Whether more places are stored when the last weight is below the others."""
+    return _stored([_below_one_another(weights)]) > _stored(weights)
+
+
+def _stored(weights: Sequence[PackedWeight]) -> int:
+    return sum(weight.granularity.stored(weight.parts, weight.shape) for weight in weights)
+
+
+def _stored_places(weight: PackedWeight) -> Tensor:
+    """True where a weight ``[out, in]`` is stored, be it as zero."""
+    names = weight.granularity.part_names
+    ones = {**weight.parts, names[0]: torch.ones_like(weight.values)}
+    return weight.granularity.unpack(ones, weight.shape) != 0

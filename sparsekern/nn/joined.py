@@ -1,0 +1,92 @@
+"""``join``: one product for layers that take the same input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..layouts import join_outputs
+from .plain import has_hooks
+from .sparse_linear import SparseLinear
+
+
+class JoinedLinear(nn.Module):
+    """Several sparse layers of one input as one: ``query, key, value = joined(x)``.
+
+    A product lays out its input for the kernel first; of layers that stand apart each does so anew, and reads x anew.
+    Made by :func:`join`.
+
+    Attributes:
+        linear: the layers' weights below one another, as one :class:`SparseLinear`; trained, moved and saved as any.
+        sizes: ``out_features`` of each layer.
+    """
+
+    def __init__(self, linear: SparseLinear, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.linear = linear
+        self.sizes = tuple(sizes)
+
+    def forward(self, input: Tensor) -> tuple[Tensor, ...]:
+        """``[..., in]`` to one ``[..., out_i]`` for each layer: views of one tensor, so they are not contiguous."""
+        outputs: tuple[Tensor, ...] = self.linear(input).split(self.sizes, -1)
+        return outputs
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print(model)``."""
+        return f"sizes={list(self.sizes)}"
+
+
+def join(layers: Sequence[SparseLinear]) -> JoinedLinear:
+    """Make one layer of several that take the same input, such as the query, key and value of an attention.
+
+    The layers are left as they are; the joined one has copies of their tensors. Where some have a bias and others do
+    not, theirs is zero, and trained if the others' are.
+
+    Args:
+        layers: one or more, of the same granularity, ``in_features``, dtype, device and activation.
+
+    Returns:
+        A module that returns their outputs as a tuple.
+
+    Raises:
+        TypeError: one is no :class:`SparseLinear`.
+        ValueError: none are given; one differs from the first, or trains where the first does not; one has hooks, which
+            would be lost; one ends within a group of outputs of which the next keeps other weights, as 24 outputs of
+            ``Block(16, 1)`` may.
+    """
+    layers = list(layers)
+    if not layers:
+        raise ValueError("join: expected at least one layer, got none")
+    first, names = layers[0], [f"join: layer {i}" for i in range(len(layers))]
+    for layer, name in zip(layers, names, strict=True):
+        if not isinstance(layer, SparseLinear):
+            raise TypeError(
+                f"{name}: expected a SparseLinear, got {type(layer).__name__}; "
+                "sparsekern.SparseLinear.from_dense makes one"
+            )
+        if has_hooks(layer):
+            raise ValueError(f"{name}: has hooks, which would be lost; remove them first")
+        for what, found, expected in (
+            ("activation", layer.activation, first.activation),
+            ("values.requires_grad", layer.packed.values.requires_grad, first.packed.values.requires_grad),
+        ):
+            if found != expected:
+                raise ValueError(f"{name}: expected {what} to be {expected!r} as that of layer 0, got {found!r}")
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    trained = {bias.requires_grad for bias in biases}
+    if len(trained) > 1:
+        raise ValueError("join: expected the bias of every layer to be trained, or of none; got some of both")
+    packed = join_outputs([layer.packed for layer in layers], names)
+    bias = None
+    if biases:
+        parts = [
+            packed.values.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
+            for layer in layers
+        ]
+        bias = torch.cat(parts).requires_grad_(trained.pop())
+    linear = SparseLinear(packed, bias, first.activation, "JoinedLinear")
+    linear._dense_requires_grad = first._dense_requires_grad
+    linear.get_buffer(packed.granularity.part_names[0]).requires_grad_(first.packed.values.requires_grad)
+    return JoinedLinear(linear, [layer.out_features for layer in layers]).train(first.training)
