@@ -18,6 +18,13 @@ struct Grid {
   Grid(int64_t tokens, int64_t panel, int64_t threads);
 };
 
+// Bands of so many outputs that a share takes together. Kernels of tiles treat the block rows of a
+// strip as one: cut within it, sums would depend on the number of threads.
+constexpr int64_t bands_together(KernelFamily family, int64_t band_outputs) {
+  constexpr int64_t kStrip = 16;
+  return family == KernelFamily::kTiles ? kStrip / min64(kStrip, band_outputs & -band_outputs) : 1;
+}
+
 // Calls body(share), the share still without scratch, for all shares of a product with `a`.
 template <class Matrix, class Body>
 void for_each_share(const KernelInfo& kernel, const Matrix& a, int64_t tokens, int64_t threads,
@@ -28,7 +35,9 @@ void for_each_share(const KernelInfo& kernel, const Matrix& a, int64_t tokens, i
     const Body& body;
     int64_t tokens;
     Grid grid;
-  } task{a, body, tokens, Grid(tokens, kernel.panel, useful_threads(a.stored(), tokens, threads))};
+    int64_t together;
+  } task{a, body, tokens, Grid(tokens, kernel.panel, useful_threads(a.stored(), tokens, threads)),
+         bands_together(kernel.family, a.band_outputs())};
 
   parallel_for(
       task.grid.token_parts * task.grid.band_parts,
@@ -38,10 +47,12 @@ void for_each_share(const KernelInfo& kernel, const Matrix& a, int64_t tokens, i
         Share share{};
         share.token_begin = t.tokens * token_part / t.grid.token_parts;
         share.token_end = t.tokens * (token_part + 1) / t.grid.token_parts;
-        share.row_begin = band_boundary(t.a, band_part, t.grid.band_parts);
-        share.row_end = band_part + 1 == t.grid.band_parts
-                            ? t.a.bands()
-                            : band_boundary(t.a, band_part + 1, t.grid.band_parts);
+        const auto boundary = [&](int64_t part) {
+          const int64_t band = band_boundary(t.a, part, t.grid.band_parts);
+          return min64(t.a.bands(), ceil_div(band, t.together) * t.together);
+        };
+        share.row_begin = boundary(band_part);
+        share.row_end = band_part + 1 == t.grid.band_parts ? t.a.bands() : boundary(band_part + 1);
         if (share.row_begin < share.row_end) t.body(share);
       },
       &task);

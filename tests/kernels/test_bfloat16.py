@@ -74,16 +74,18 @@ def test_nm(kernel: str, pattern: tuple[int, int]) -> None:
 def test_batches_and_chunks(kernel: Kernel, threads: None) -> None:
     """More tokens than a batch and more weights than a chunk, and the same bits on any number of threads."""
     rows = kernel.block_rows[0]
-    weight = block_weight((1000 // rows * rows + max(1, rows // 2), 700), rows, 1, 0.9)
+    shape = (1000 // rows * rows + max(1, rows // 2), 700)
+    many, few = (block_weight(shape, rows, 1, density) for density in (0.9, 0.1))
     empty_rows = block_weight((40 * rows, 30), rows, 1, 0.01)
     for tokens in (1, 30, 258):
         x = random_bfloat16(tokens, 700)
-        results = []
-        for threads in (1, 2, 3, 7):
-            torch.set_num_threads(threads)
-            results.append(weight(x, kernel.name))
-        check(results[0], x, weight.dense)
-        assert all(torch.equal(results[0], other) for other in results[1:])
+        for weight in (many, few):
+            results = []
+            for threads in (1, 2, 3, 7):
+                torch.set_num_threads(threads)
+                results.append(weight(x, kernel.name))
+            check(results[0], x, weight.dense)
+            assert all(torch.equal(results[0], other) for other in results[1:])
         check(empty_rows(x[:, :30], kernel.name), x[:, :30], empty_rows.dense)
 
 
