@@ -7,7 +7,7 @@
 //                                same inputs
 //
 // With zeros in it, a tile is multiplied as a dense one would be: a number in x that is not finite
-// then reaches outputs that have no weight for it, as it does in a dense product.
+// may reach outputs that have no weight for it, as it does in a dense product.
 
 // Tiles of a panel as it lies: the next one at each step, or those that are listed.
 template <class V>

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,42 +51,50 @@ def join(layers: Sequence[SparseLinear]) -> JoinedLinear:
         A module that returns their outputs as a tuple.
 
     Raises:
-        TypeError: one is no :class:`SparseLinear`.
+        TypeError: no sequence, or one is no :class:`SparseLinear`.
         ValueError: none are given; one differs from the first, or trains where the first does not; one has hooks, which
             would be lost; one ends within a group of outputs of which the next keeps other weights, as 24 outputs of
             ``Block(16, 1)`` may.
     """
+    if not isinstance(layers, Iterable):
+        raise TypeError(f"join: expected a sequence of SparseLinear, got one {type(layers).__name__}")
     layers = list(layers)
     if not layers:
         raise ValueError("join: expected at least one layer, got none")
     first, names = layers[0], [f"join: layer {i}" for i in range(len(layers))]
     for layer, name in zip(layers, names, strict=True):
-        if not isinstance(layer, SparseLinear):
-            raise TypeError(
-                f"{name}: expected a SparseLinear, got {type(layer).__name__}; "
-                "sparsekern.SparseLinear.from_dense makes one"
-            )
-        if has_hooks(layer):
-            raise ValueError(f"{name}: has hooks, which would be lost; remove them first")
-        for what, found, expected in (
-            ("activation", layer.activation, first.activation),
-            ("values.requires_grad", layer.packed.values.requires_grad, first.packed.values.requires_grad),
-        ):
-            if found != expected:
-                raise ValueError(f"{name}: expected {what} to be {expected!r} as that of layer 0, got {found!r}")
-    biases = [layer.bias for layer in layers if layer.bias is not None]
-    trained = {bias.requires_grad for bias in biases}
+        _check_like(first, layer, name)
+    packed = join_outputs([layer.packed for layer in layers], names)
+    linear = SparseLinear(packed, _joined_bias(layers), first.activation, "JoinedLinear")
+    linear._dense_requires_grad = first._dense_requires_grad
+    linear.packed.values.requires_grad_(first.packed.values.requires_grad)
+    return JoinedLinear(linear, [layer.out_features for layer in layers]).train(first.training)
+
+
+def _check_like(first: SparseLinear, layer: SparseLinear, name: str) -> None:
+    """Refuse a layer that does something else than the first one."""
+    if not isinstance(layer, SparseLinear):
+        raise TypeError(
+            f"{name}: expected a SparseLinear, got {type(layer).__name__}; sparsekern.SparseLinear.from_dense makes one"
+        )
+    if has_hooks(layer):
+        raise ValueError(f"{name}: has hooks, which would be lost; remove them first")
+    for what, found, expected in (
+        ("activation", layer.activation, first.activation),
+        ("values.requires_grad", layer.packed.values.requires_grad, first.packed.values.requires_grad),
+    ):
+        if found != expected:
+            raise ValueError(f"{name}: expected {what} to be {expected!r} as that of layer 0, got {found!r}")
+
+
+def _joined_bias(layers: Sequence[SparseLinear]) -> Tensor | None:
+    """The biases one after the other, zeros for one that is missing; None if all are."""
+    trained = {layer.bias.requires_grad for layer in layers if layer.bias is not None}
+    if not trained:
+        return None
     if len(trained) > 1:
         raise ValueError("join: expected the bias of every layer to be trained, or of none; got some of both")
-    packed = join_outputs([layer.packed for layer in layers], names)
-    bias = None
-    if biases:
-        parts = [
-            packed.values.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
-            for layer in layers
-        ]
-        bias = torch.cat(parts).requires_grad_(trained.pop())
-    linear = SparseLinear(packed, bias, first.activation, "JoinedLinear")
-    linear._dense_requires_grad = first._dense_requires_grad
-    linear.get_buffer(packed.granularity.part_names[0]).requires_grad_(first.packed.values.requires_grad)
-    return JoinedLinear(linear, [layer.out_features for layer in layers]).train(first.training)
+    parts = [
+        layer.packed.values.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers
+    ]
+    return torch.cat([part.detach() for part in parts]).requires_grad_(trained.pop())

@@ -128,6 +128,7 @@ def test_what_cannot_be_joined_is_named() -> None:
     first, second, _ = layers_of(sk.Block(16, 1))
     cases: list[tuple[object, type[Exception], str]] = [
         ([], ValueError, "expected at least one layer, got none"),
+        (first, TypeError, "expected a sequence of SparseLinear, got one SparseLinear"),
         ([first, nn.Linear(IN, 16)], TypeError, "layer 1: expected a SparseLinear, got Linear"),
         ([first, *layers_of(sk.Block(4, 1))[:1]], ValueError, "layer 1: expected the granularity 16x1 .* got 4x1"),
         ([first, copy.deepcopy(second).bfloat16()], ValueError, "layer 1: expected the dtype torch.float32"),
