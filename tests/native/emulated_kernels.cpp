@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/cpu_info.h"
 #include "cpu/dispatch.h"
 #include "emulated_weight.h"
 
@@ -185,6 +186,8 @@ std::vector<Case> cases_for(const KernelInfo& kernel) {
 }  // namespace
 
 int main(int count, char** names) {
+  // Looks at this CPU, and asks Linux for tiles: without emulation they are real ones.
+  isa_supported(Isa::kPortable);
   int table_size = 0, failures = 0, runs = 0;
   const KernelInfo* table = kernel_table(&table_size);
   for (int i = 0; i < table_size; ++i) {
