@@ -15,7 +15,7 @@ from ..layouts import NM, Block, Granularity, Unstructured
 from ..layouts.compressed import MAX_COLUMNS_16_BIT
 from ..ops import format_grad_input, format_grad_values
 from ..plan.choose import kernel_for
-from ..plan.registry import Backend, KernelRecord, Request, Tile
+from ..plan.registry import FAMILIES, Backend, KernelRecord, Request, Tile
 
 OPS = {Block.kind: "block_linear", NM.kind: "nm_linear"}
 """The op of each format that has kernels."""
@@ -150,7 +150,7 @@ def _table(backend: str) -> tuple[KernelRecord, ...]:
     for line in native.kernels():
         kind, dtypes = line.pop("format"), SERVES[line.pop("numbers")]
         shape = Tile(line.pop("family"), line.pop("outputs"), line.pop("panel"), line.pop("lanes"))
-        tile = None if shape.family == "pairs" else shape  # whose rates are not measured yet
+        tile = shape if shape.family in FAMILIES else None
         record = KernelRecord(backend=backend, op=OPS[kind], granularity=kind, dtypes=dtypes, tile=tile, **line)
         # The first line that fits is chosen, so an earlier one that takes these blocks ends this one's range.
         limits = [above.min_tokens for above in records if above.isa == record.isa and above.covers(record)]

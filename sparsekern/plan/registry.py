@@ -16,14 +16,16 @@ from torch import Tensor
 
 from ..layouts import Granularity
 
+FAMILIES = ("outputs", "tokens", "single", "vector")
+"""Layouts of a loop whose cost the model knows; the others, ``pairs`` and ``tiles``, are not ranked by it."""
+
 
 @dataclass(frozen=True)
 class Tile:
     """What a kernel's inner loop holds in registers, from which its cost is told.
 
     Attributes:
-        family: how the loop is laid out: ``outputs``, ``tokens``, ``single`` or ``vector``, of which the model
-            knows the cost, or ``pairs`` (``docs/kernels.md``).
+        family: how the loop is laid out, one of ``FAMILIES`` (``docs/kernels.md``).
         outputs: outputs held at once.
         tokens: most tokens held at once.
         lanes: floats of a vector.

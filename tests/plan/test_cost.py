@@ -4,8 +4,10 @@ import dataclasses
 
 import pytest
 
+import sparsekern as sk
 from sparsekern._native import native
 from sparsekern.plan import Rates, Tile, Work, cost, measure_rates, predict, rates as rates_module
+from sparsekern.plan.registry import FAMILIES
 
 GHZ = 3e9
 # The tiles of blocks of 16 rows with AVX-512: two vectors of 8 outputs, or three of 16 tokens.
@@ -83,6 +85,14 @@ def test_no_host_beats_its_multiply_adds_and_its_memory(tile: Tile) -> None:
 )
 def test_names_what_most_of_the_time_goes_to(tile: Tile, rates: Rates, work: Work, bound: str) -> None:
     assert predict(tile, work, rates).bound == bound
+
+
+@pytest.mark.needs_native
+def test_only_kernels_whose_cost_is_known_are_ranked() -> None:
+    products = [k for k in sk.kernels() if k.backend == "cpu" and k.op.endswith("_linear")]
+    unknown = {k.name for k in products if k.tile is None}
+    assert unknown == {k.name for k in products if k.name.startswith(("pairs", "tiles"))}
+    assert {k.tile.family for k in products if k.tile is not None} == set(FAMILIES)
 
 
 @every_tile
