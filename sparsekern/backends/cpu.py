@@ -20,9 +20,6 @@ from ..plan.registry import FAMILIES, Backend, KernelRecord, Request, Tile
 OPS = {Block.kind: "block_linear", NM.kind: "nm_linear"}
 """The op of each format that has kernels."""
 
-MANY_TOKENS = 1_000_000
-"""As many as no kernel is too good for."""
-
 DTYPES = (torch.float32, torch.bfloat16)
 SERVES = {"float32": ("float32", "bfloat16"), "bfloat16": ("bfloat16",)}
 """The dtypes of weights for kernels of either numbers: bfloat16 is widened for those of float32."""
@@ -67,7 +64,8 @@ class CpuBackend(Backend):
         op, dtype = OPS[format_.kind], str(request.dtype).removeprefix("torch.")
         records = {record.name: record for record in self.kernels()}
         # Those of levels below that are superseded are left out.
-        levels = {records[self.kernel_name(request, tokens)].isa for tokens in (1, MANY_TOKENS)}
+        numbers = {1, *(record.min_tokens for record in records.values() if record.op == op)}
+        levels = {records[self.kernel_name(request, tokens)].isa for tokens in numbers}
         return [
             record
             for record in records.values()
