@@ -25,8 +25,8 @@ def join_outputs(weights: Sequence[PackedWeight], names: Sequence[str]) -> Packe
         Packed ``[sum of out_i, in]``.
 
     Raises:
-        ValueError: one differs from the first; one ends in the middle of a group of outputs, which the
-            next one would share.
+        ValueError: one differs from the first, or holds NaN or infinity; one ends in the middle of a group of outputs,
+            of which the next one keeps other places.
     """
     first = weights[0]
     for weight, name in zip(weights, names, strict=True):
@@ -38,9 +38,10 @@ def join_outputs(weights: Sequence[PackedWeight], names: Sequence[str]) -> Packe
         ):
             require(found == expected, f"{name}: expected the {what} {expected} of {names[0]}, got {found}")
         require(weight.device.type != "meta", f"{name}: expected a weight with values, got it on the meta device")
+        require(bool(weight.values.isfinite().all()), f"{name}: the packed values hold NaN or infinity")
     joined = _below_one_another(weights)
-    if _stored([joined]) > _stored(weights):
-        uneven = next(i for i in range(1, len(weights)) if _shares_groups(weights[: i + 1])) - 1
+    if joined is None:
+        uneven = next(i for i in range(1, len(weights)) if _below_one_another(weights[: i + 1]) is None) - 1
         raise ValueError(
             f"{names[uneven]}: its outputs end within a group of {first.granularity.label}, of which the next layer "
             "keeps other weights; put it last, or keep the two apart"
@@ -48,14 +49,14 @@ def join_outputs(weights: Sequence[PackedWeight], names: Sequence[str]) -> Packe
     return joined
 
 
-def _below_one_another(weights: Sequence[PackedWeight]) -> PackedWeight:
+def _below_one_another(weights: Sequence[PackedWeight]) -> PackedWeight | None:
+    """None where two weights would share a group of which they keep different places."""
     dense = torch.cat([weight.to_dense() for weight in weights])
-    return pack(dense, weights[0].granularity, torch.cat([_stored_places(weight) for weight in weights]))
-
-
-def _shares_groups(weights: Sequence[PackedWeight]) -> bool:
-    """Whether more places are stored when the last weight is below the others."""
-    return _stored([_below_one_another(weights)]) > _stored(weights)
+    try:
+        joined = pack(dense, weights[0].granularity, torch.cat([_stored_places(weight) for weight in weights]))
+    except ValueError:  # a pattern such as n:m may not hold the places of both; each alone was packed before
+        return None
+    return joined if _stored([joined]) == _stored(weights) else None
 
 
 def _stored(weights: Sequence[PackedWeight]) -> int:

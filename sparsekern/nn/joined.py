@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +31,10 @@ class JoinedLinear(nn.Module):
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
         """``[..., in]`` to one ``[..., out_i]`` for each layer: views of one tensor, so they are not contiguous."""
-        outputs: tuple[Tensor, ...] = self.linear(input).split(self.sizes, -1)
-        return outputs
+        joined = self.linear(input)
+        ends = accumulate(self.sizes)
+        # Not split: autograd refuses to change one of its outputs in place.
+        return tuple(joined.narrow(-1, end - size, size) for end, size in zip(ends, self.sizes, strict=True))
 
     def extra_repr(self) -> str:
         """Sizes, for ``print(model)``."""
@@ -52,9 +55,9 @@ def join(layers: Sequence[SparseLinear]) -> JoinedLinear:
 
     Raises:
         TypeError: no sequence, or one is no :class:`SparseLinear`.
-        ValueError: none are given; one differs from the first, or trains where the first does not; one has hooks, which
-            would be lost; one ends within a group of outputs of which the next keeps other weights, as 24 outputs of
-            ``Block(16, 1)`` may.
+        ValueError: none are given; one differs from the first, or trains where the first does not; one has hooks or a
+            forward of its own, which would be lost; one holds NaN or infinity; one ends within a group of outputs of
+            which the next keeps other weights, as 24 outputs of ``Block(16, 1)`` may.
     """
     if not isinstance(layers, Iterable):
         raise TypeError(f"join: expected a sequence of SparseLinear, got one {type(layers).__name__}")
@@ -77,11 +80,14 @@ def _check_like(first: SparseLinear, layer: SparseLinear, name: str) -> None:
         raise TypeError(
             f"{name}: expected a SparseLinear, got {type(layer).__name__}; sparsekern.SparseLinear.from_dense makes one"
         )
+    if type(layer).forward is not SparseLinear.forward or "forward" in vars(layer):
+        raise ValueError(f"{name}: {type(layer).__name__} has a forward of its own, which would be lost")
     if has_hooks(layer):
         raise ValueError(f"{name}: has hooks, which would be lost; remove them first")
     for what, found, expected in (
         ("activation", layer.activation, first.activation),
         ("values.requires_grad", layer.packed.values.requires_grad, first.packed.values.requires_grad),
+        ("requires_grad of the dense weight", layer._dense_requires_grad, first._dense_requires_grad),
     ):
         if found != expected:
             raise ValueError(f"{name}: expected {what} to be {expected!r} as that of layer 0, got {found!r}")

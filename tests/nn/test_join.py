@@ -82,6 +82,14 @@ def test_gradients_are_those_of_the_layers(granularity: Granularity) -> None:
     torch.testing.assert_close(of_joined, torch.cat(grads))
 
 
+def test_an_output_may_be_changed_in_place() -> None:
+    layers = layers_of(sk.Block(16, 1))
+    x, apart = (torch.ones(3, IN, requires_grad=True) for _ in range(2))
+    for outputs in (sk.join(layers)(x), [layer(apart) for layer in layers]):
+        sum(y.sum() for y in (outputs[0].relu_(), *outputs[1:])).backward()  # type: ignore[union-attr]
+    torch.testing.assert_close(x.grad, apart.grad)
+
+
 def test_is_a_module_like_others(tmp_path: object) -> None:
     layers = layers_of(sk.Block(16, 1))
     before = [copy.deepcopy(layer.state_dict()) for layer in layers]
@@ -113,10 +121,16 @@ def test_activation_training_and_a_single_layer() -> None:
     assert not sk.join([layer.eval() for layer in layers[1:]]).training
 
 
-def test_groups_of_outputs_are_not_shared() -> None:
-    first, second = layers_of(sk.Block(16, 1), (24, 40), (True, True))
-    with pytest.raises(ValueError, match="join: layer 0: its outputs end within a group of 16x1"):
-        sk.join([first, second])
+@pytest.mark.parametrize(
+    "granularity", [sk.Block(16, 1), sk.Block(16, 16), sk.NM(2, 4, rows=16)], ids=lambda g: g.label
+)
+def test_groups_of_outputs_are_not_shared(granularity: Granularity) -> None:
+    text = f"join: layer 1: its outputs end within a group of {granularity.label}"
+    with pytest.raises(ValueError, match=text):
+        sk.join(layers_of(granularity, (32, 24, 40)))
+
+
+def test_uneven_outputs_that_share_nothing() -> None:
     aligned, last = layers_of(sk.Block(16, 1), (32, 40), (True, True))
     assert sk.join([aligned, last]).sizes == (32, 40)
     uneven = layers_of(sk.NM(2, 4), (5, 7), (True, True))  # each row on its own
@@ -150,6 +164,15 @@ def test_what_cannot_be_joined_is_named() -> None:
     trained = copy.deepcopy(second)
     trained.values.requires_grad_()
     cases.append(([first, trained], ValueError, "layer 1: expected values.requires_grad to be False"))
+    diverged = copy.deepcopy(second)
+    diverged.values.fill_(float("nan"))
+    cases.append(([first, diverged], ValueError, "layer 1: the packed values hold NaN or infinity"))
+    thawed = copy.deepcopy(second)
+    thawed._dense_requires_grad = False
+    cases.append(([first, thawed], ValueError, "layer 1: expected requires_grad of the dense weight to be True"))
+    own = copy.deepcopy(second)
+    own.__class__ = type("Doubled", (sk.SparseLinear,), {"forward": lambda self, x: 2 * x})
+    cases.append(([first, own], ValueError, "layer 1: Doubled has a forward of its own"))
     hooked = copy.deepcopy(second)
     hooked.register_forward_hook(lambda *_: None)
     cases.append(([first, hooked], ValueError, "layer 1: has hooks, which would be lost"))
