@@ -125,7 +125,7 @@ __attribute__((noinline)) void chains_amx_bf16(int64_t rounds) {
       "tdpbf16ps %%tmm7, %%tmm6, %%tmm4\n tdpbf16ps %%tmm7, %%tmm6, %%tmm5\n"
       "dec %0\n jnz 1b\n"
       "ldtilecfg %1\n"
-      : "+r"(rounds), "+m"(before)
+      : "+r"(rounds), "=m"(before)
       : "m"(config), "r"(numbers[0]), "r"(numbers[1]), "r"(int64_t(64)), "m"(numbers)
       : "cc", "memory");
 }

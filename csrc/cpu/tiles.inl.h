@@ -39,6 +39,7 @@ class GatheredOfPanel {
   }
 
   SPARSEKERN_INLINE const BFloat16* operator()(int64_t step) {
+    V::written(tiles_);  // not before the tile that lay there has been read
     if (step + 1 < steps_) gather(step + 1);
     V::written(tiles_);
     return tiles_[step % 2];

@@ -31,7 +31,7 @@ def join_outputs(weights: Sequence[PackedWeight], names: Sequence[str]) -> Packe
     first = weights[0]
     for weight, name in zip(weights, names, strict=True):
         for what, found, expected in (
-            ("granularity", weight.granularity.label, first.granularity.label),
+            ("granularity", weight.granularity.spec, first.granularity.spec),
             ("in_features", weight.shape[1], first.shape[1]),
             ("dtype", weight.dtype, first.dtype),
             ("device", weight.device, first.device),

@@ -82,6 +82,8 @@ def _check_like(first: SparseLinear, layer: SparseLinear, name: str) -> None:
         )
     if type(layer).forward is not SparseLinear.forward or "forward" in vars(layer):
         raise ValueError(f"{name}: {type(layer).__name__} has a forward of its own, which would be lost")
+    if "bias" not in layer._parameters:
+        raise ValueError(f"{name}: its bias is parametrized, which would be lost; remove the parametrization first")
     if has_hooks(layer):
         raise ValueError(f"{name}: has hooks, which would be lost; remove them first")
     for what, found, expected in (

@@ -89,6 +89,20 @@ def test_batches_and_chunks(kernel: Kernel, threads: None) -> None:
         check(empty_rows(x[:, :30], kernel.name), x[:, :30], empty_rows.dense)
 
 
+@every_nm_kernel
+@pytest.mark.parametrize("pattern", [(2, 4), (1, 4), (4, 8), (8, 16), (3, 7)], ids=str)
+def test_nm_batches_and_chunks(kernel: str, pattern: tuple[int, int], threads: None) -> None:
+    weight = random_bfloat16(140, 1300)
+    packed = sk.pack(weight, sk.NM(*pattern), sk.make_mask(weight, sk.NM(*pattern)))
+    x = random_bfloat16(300, 1300)
+    results = []
+    for count in (1, 2, 3, 7):
+        torch.set_num_threads(count)
+        results.append(torch.ops.sparsekern.nm_linear(x, *packed.tensors, None, *pattern, 140, 1300, "none", kernel))
+    check(results[0], x, packed.to_dense())
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
 @every_kernel
 def test_is_the_float32_result_rounded(kernel: Kernel) -> None:
     """Also where that is not a number, infinite, denormal, or half way between two bfloat16 numbers.

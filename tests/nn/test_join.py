@@ -144,7 +144,11 @@ def test_what_cannot_be_joined_is_named() -> None:
         ([], ValueError, "expected at least one layer, got none"),
         (first, TypeError, "expected a sequence of SparseLinear, got one SparseLinear"),
         ([first, nn.Linear(IN, 16)], TypeError, "layer 1: expected a SparseLinear, got Linear"),
-        ([first, *layers_of(sk.Block(4, 1))[:1]], ValueError, "layer 1: expected the granularity 16x1 .* got 4x1"),
+        (
+            [first, *layers_of(sk.Block(4, 1))[:1]],
+            ValueError,
+            r"layer 1: expected the granularity block\(16,1\) .* got block\(4,1\)",
+        ),
         ([first, copy.deepcopy(second).bfloat16()], ValueError, "layer 1: expected the dtype torch.float32"),
         ([first, copy.deepcopy(second).to("meta")], ValueError, "layer 1: expected the device cpu .* got meta"),
         (
@@ -173,6 +177,10 @@ def test_what_cannot_be_joined_is_named() -> None:
     own = copy.deepcopy(second)
     own.__class__ = type("Doubled", (sk.SparseLinear,), {"forward": lambda self, x: 2 * x})
     cases.append(([first, own], ValueError, "layer 1: Doubled has a forward of its own"))
+    parametrized = copy.deepcopy(second)
+    nn.utils.parametrize.register_parametrization(parametrized, "bias", nn.Identity())
+    with pytest.raises(ValueError, match="layer 1: "):
+        sk.join([first, parametrized])
     hooked = copy.deepcopy(second)
     hooked.register_forward_hook(lambda *_: None)
     cases.append(([first, hooked], ValueError, "layer 1: has hooks, which would be lost"))

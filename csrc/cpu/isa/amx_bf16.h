@@ -19,6 +19,7 @@ struct Tiles16 : avx512_bf16::Pairs16 {
   static SPARSEKERN_INLINE TileConfig shape_tiles() {
     TileConfig before, config = {};
     _tile_storeconfig(&before);
+    written(&before);
     config.palette = 1;
     for (int i = 0; i < 8; ++i) {
       config.row_bytes[i] = 64;
@@ -32,7 +33,7 @@ struct Tiles16 : avx512_bf16::Pairs16 {
     _tile_loadconfig(&config);
   }
 
-  // gcc does not know that tile instructions read memory (gcc 12, amxtileintrin.h).
+  // gcc does not know all that tile instructions read and write (gcc 12, amxtileintrin.h).
   static SPARSEKERN_INLINE void written(const void* p) {
     __asm__ volatile("" : : "r"(p) : "memory");
   }
