@@ -37,11 +37,21 @@ int64_t kernel_scratch_floats(const KernelInfo& kernel, int64_t padded_inputs, i
   return kFixedFloats + bands + max64(panel_floats, min64(panels * panel_floats, kBatchFloats));
 }
 
-Grid::Grid(int64_t tokens, int64_t panel, int64_t threads) {
-  token_parts = threads;
-  while (token_parts > 1 &&
-         (threads % token_parts != 0 || tokens < token_parts * min64(panel, 64))) {
-    --token_parts;
+Grid::Grid(const KernelInfo& kernel, int64_t stored, int64_t padded_inputs, int64_t tokens,
+           int64_t threads) {
+  // Activations are packed once, and tiles made of weights for every batch of a part's tokens,
+  // which takes half as long again for a stored weight, or longer.
+  const auto moved = [&](int64_t parts) {
+    const int64_t part = ceil_div(tokens, parts);
+    const int64_t batches = ceil_div(part, tiles_batch(padded_inputs));
+    return 2 * part * padded_inputs + 3 * batches * ceil_div(stored * parts, threads);
+  };
+  token_parts = 1;
+  for (int64_t parts = 2; parts <= threads; ++parts) {
+    if (threads % parts != 0 || tokens < parts * min64(kernel.panel, 64)) continue;
+    if (kernel.family != KernelFamily::kTiles || moved(parts) < moved(token_parts)) {
+      token_parts = parts;
+    }
   }
   band_parts = threads / token_parts;
 }

@@ -9,20 +9,23 @@ namespace sparsekern {
 int64_t kernel_scratch_floats(const KernelInfo& kernel, int64_t padded_inputs, int64_t tokens,
                               int64_t bands);
 
-// A grid of shares: the tokens are cut evenly, the bands of outputs by their weights.
-// Tokens are cut first: it balances whatever the pattern, and no activation is packed twice. A part
-// has a full panel of tokens, or 64.
+// A grid of shares: the tokens are cut evenly, the bands of outputs by their weights. A part has a
+// full panel of tokens, or 64, or all.
+// Tokens are cut first: it balances whatever the pattern, and no activation is packed twice.
+// Kernels of tiles make these of their weights for each part, so there the grid is chosen whose
+// parts have the least to pack and to make.
 struct Grid {
   int64_t token_parts, band_parts;
 
-  Grid(int64_t tokens, int64_t panel, int64_t threads);
+  Grid(const KernelInfo& kernel, int64_t stored, int64_t padded_inputs, int64_t tokens,
+       int64_t threads);
 };
 
 // Bands of so many outputs that a share takes together. Kernels of tiles treat the block rows of a
 // strip as one: cut within it, sums would depend on the number of threads.
-constexpr int64_t bands_together(KernelFamily family, int64_t band_outputs) {
-  constexpr int64_t kStrip = 16;
-  return family == KernelFamily::kTiles ? kStrip / min64(kStrip, band_outputs & -band_outputs) : 1;
+constexpr int64_t bands_together(const KernelInfo& kernel, int64_t band_outputs) {
+  if (kernel.family != KernelFamily::kTiles) return 1;
+  return kernel.outputs / min64(kernel.outputs, band_outputs & -band_outputs);
 }
 
 // Calls body(share), the share still without scratch, for all shares of a product with `a`.
@@ -36,8 +39,10 @@ void for_each_share(const KernelInfo& kernel, const Matrix& a, int64_t tokens, i
     int64_t tokens;
     Grid grid;
     int64_t together;
-  } task{a, body, tokens, Grid(tokens, kernel.panel, useful_threads(a.stored(), tokens, threads)),
-         bands_together(kernel.family, a.band_outputs())};
+  } task{a, body, tokens,
+         Grid(kernel, a.stored(), a.padded_in_features(), tokens,
+              useful_threads(a.stored(), tokens, threads)),
+         bands_together(kernel, a.band_outputs())};
 
   parallel_for(
       task.grid.token_parts * task.grid.band_parts,
