@@ -2,8 +2,8 @@
 
 One section for each processor, instruction set, version of torch and commit of the kernels in the
 file. First the bars, over all shapes and numbers of tokens: how much of the peak, and how much of what
-was skipped is saved time. Then every number of tokens by itself. Of a case that was measured twice the
-last record counts.
+was skipped is saved time. Then every number of tokens by itself, over the shapes that all of its blocks and
+densities were measured with. Of a case that was measured twice the last record counts.
 """
 
 from __future__ import annotations
@@ -39,8 +39,28 @@ def bars(records: Iterable[Record]) -> list[str]:
     return _table("dtype | block | density | threads | tokens", records, key)
 
 
+def of_common_shapes(records: Iterable[Record]) -> list[Record]:
+    """Those of shapes that all blocks and densities have at a dtype, threads and tokens; all, if there are none.
+
+    Otherwise their medians would be over different shapes, and not to be compared.
+    """
+    settings: dict[tuple[Any, ...], dict[tuple[Any, ...], set[tuple[int, int]]]] = defaultdict(lambda: defaultdict(set))
+
+    def setting(case: dict[str, Any]) -> tuple[Any, ...]:
+        return case["dtype"], case["threads"], case["tokens"]
+
+    records = list(records)
+    for case in (record["case"] for record in records):
+        settings[setting(case)][case["granularity"], case["density"]].add((case["in"], case["out"]))
+    common = {
+        key: set.intersection(*shapes.values()) or set.union(*shapes.values()) for key, shapes in settings.items()
+    }
+    return [r for r in records if (r["case"]["in"], r["case"]["out"]) in common[setting(r["case"])]]
+
+
 def details(records: Iterable[Record]) -> list[str]:
     """Markdown lines: the same by number of tokens."""
+    records = of_common_shapes(records)
 
     def key(case: dict[str, Any]) -> tuple[Any, ...]:
         return case["dtype"], case["granularity"], case["density"], case["threads"], case["tokens"]

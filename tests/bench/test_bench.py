@@ -54,6 +54,31 @@ def test_summary_is_made_of_them(results: Path) -> None:
     assert "| float32 | 16x1 | 0.5 | 1 | > 1 | 2 |" in printed and "| float32 | 16x1 | 0.5 | 1 | 8 | 2 |" in printed
 
 
+@pytest.mark.needs_native
+def test_summary_of_tokens_is_over_common_shapes(results: Path, tmp_path: Path) -> None:
+    """A block that was measured with fewer shapes than another one is not compared with more of that one's."""
+    lines = results.read_text().splitlines()
+    other = json.loads(lines[2])
+    other["case"] |= {"granularity": "4x1"}
+    (tmp_path / "more.jsonl").write_text("\n".join([*lines, json.dumps(other)]))
+    printed = run("summarize.py", tmp_path / "more.jsonl")
+    assert "| float32 | 16x1 | 0.5 | 1 | 8 | 1 |" in printed and "| float32 | 4x1 | 0.5 | 1 | 8 | 1 |" in printed
+    assert "| float32 | 16x1 | 0.5 | 1 | 1 | 2 |" in printed and "| float32 | 16x1 | 0.5 | 1 | > 1 | 2 |" in printed
+
+
+@pytest.mark.needs_native
+def test_join_is_compared_with_layers_apart_and_dense(tmp_path: Path) -> None:
+    printed = run(
+        "join.py", "--shapes", "32x48", "--tokens", 8, "--granularities", "block(16,1)", "nm(2,4,1)",
+        "--densities", 0.5, "--threads", 1, "--rounds", 5, "--out", tmp_path / "join.jsonl",
+    )  # fmt: skip
+    assert len(printed.splitlines()) == 2
+    for record in map(json.loads, (tmp_path / "join.jsonl").read_text().splitlines()):
+        assert record["over"].keys() == record["t"].keys() - {"joined"} == {"apart", "dense apart", "dense as one"}
+        assert all(sample["n"] == 5 for sample in (*record["t"].values(), *record["over"].values()))
+        assert record["env"]["isa"] == sk.Target.detect().isa and record["case"]["density"] == 0.5
+
+
 def test_whole_model_benchmark_explains_itself() -> None:
     assert "--batch" in run("model.py", "--help")
 
