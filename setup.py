@@ -93,8 +93,8 @@ def check_compiler() -> str:
             said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[0]
             raise NoNativeBuildError(
                 f"the C++ compiler {compiler!r} cannot compile a program with <Python.h>: {said}",
-                "install a C++17 compiler and Python's headers (Debian: apt-get install g++ python3-dev), "
-                "or name one with CXX, then run: pip install --force-reinstall --no-deps .",
+                "install a C++17 compiler (GCC 11 or newer) and Python's headers (Debian: apt-get install g++ "
+                "python3-dev), or name one with CXX, then run: pip install --force-reinstall --no-deps .",
             ) from error
     return version.stdout.splitlines()[0]
 

@@ -129,9 +129,8 @@ constexpr int64_t pairs_in_chunk(int64_t padded_inputs) {
 }
 constexpr int64_t kPairsSlack = 16;  // room for a vector beyond
 
-// The same for kernels of tiles, of whose tokens 1 MiB is packed at a time. A row of a panel, or
-// an input, is listed once for 16 weights at most, and once more while it is not known whether they
-// fit.
+// The same for kernels of tiles, of whose tokens 1 MiB is packed at a time. A unit of inputs is
+// listed once for 16 weights at most, and once more while it is not known whether they fit.
 constexpr int64_t whole_tiles(int64_t padded_inputs) { return ceil_div(padded_inputs, 32) * 32; }
 constexpr int64_t tiles_batch(int64_t padded_inputs) {
   return max64(64, min64(256, 512 * 1024 / padded_inputs / 64 * 64));
@@ -139,7 +138,7 @@ constexpr int64_t tiles_batch(int64_t padded_inputs) {
 constexpr int64_t tile_weights_in_chunk(int64_t tile_inputs) {
   return max64(128 * 1024, 16 * tile_inputs);
 }
-constexpr int64_t tile_rows_in_chunk(int64_t tile_inputs) {
+constexpr int64_t tile_units_in_chunk(int64_t tile_inputs) {
   return tile_weights_in_chunk(tile_inputs) / 16 + tile_inputs + 16;
 }
 constexpr int64_t dense_weights_of_tiles(int64_t tile_inputs) { return 16 * (tile_inputs + 2); }

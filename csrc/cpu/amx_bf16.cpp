@@ -34,7 +34,6 @@ namespace {
 }  // namespace
 }  // namespace sparsekern::amx_bf16
 
-SPARSEKERN_DEFINE(amx_bf16, tiles_r16_amx_bf16, TilesFamily<Tiles16, StripBlocks<Tiles16>>)
 SPARSEKERN_DEFINE(amx_bf16, tiles_r4_amx_bf16, TilesFamily<Tiles16, StripBlocks<Tiles16>>)
 SPARSEKERN_DEFINE(amx_bf16, tiles_r1_amx_bf16, TilesFamily<Tiles16, AnyBlocks<Tiles16>>)
 SPARSEKERN_DEFINE(amx_bf16, tiles_nm_amx_bf16, TilesFamily<Tiles16, Groups<Tiles16>>)

@@ -98,12 +98,8 @@ __attribute__((noinline)) void chains_avx512_bf16(int64_t rounds) {
 constexpr int64_t kTileChains = 6, kTileMultiplyAdds = 16 * 16 * 32;
 
 __attribute__((noinline)) void chains_amx_bf16(int64_t rounds) {
-  TileConfig config = {}, before;
-  config.palette = 1;
-  for (int i = 0; i < 8; ++i) {
-    config.row_bytes[i] = 64;
-    config.rows[i] = 16;
-  }
+  const TileConfig config = full_tiles();
+  TileConfig before;
   alignas(64) uint16_t numbers[2][16][32];
   uint32_t random = 1;
   for (auto& tile : numbers) {

@@ -22,7 +22,7 @@ int64_t tiles_scratch_floats(int64_t padded_inputs, int64_t tokens) {
   const int64_t inputs = whole_tiles(padded_inputs);
   const int64_t batch = ceil_div(min64(tokens, tiles_batch(inputs)), 32) * 32 + 32;
   return (tile_weights_in_chunk(inputs) + dense_weights_of_tiles(inputs)) / 2 +
-         tile_rows_in_chunk(inputs) + tile_marks(inputs) / 4 + 8 * kMostStrips +
+         tile_units_in_chunk(inputs) + tile_marks(inputs) / 4 + 8 * kMostStrips +
          batch * (inputs + 3) / 2;
 }
 

@@ -14,7 +14,7 @@ template <class V>
 class WindowsOfPanel {
  public:
   WindowsOfPanel(const BFloat16* panel, int64_t width, const TileStrip& strip)
-      : panel_(panel), tile_(V::kTilePairs * width), windows_(strip.rows) {
+      : panel_(panel), tile_(V::kTilePairs * width), windows_(strip.units) {
     V::written(panel);
   }
 
@@ -34,7 +34,7 @@ template <class V, bool kPairs, int MB>
 class GatheredOfPanel {
  public:
   GatheredOfPanel(const BFloat16* panel, int64_t width, const TileStrip& strip)
-      : panel_(panel), width_(width), rows_(strip.rows), steps_(strip.steps) {
+      : panel_(panel), width_(width), rows_(strip.units), steps_(strip.steps) {
     if (steps_ > 0) gather(0);
   }
 
@@ -112,6 +112,7 @@ struct TilesFamily {
     using Panel = PairsPanel<V, kPairs>;
     const int64_t tile_inputs = whole_tiles(a.padded_in_features());
     TileChunk<V> chunk(share.scratch, tile_inputs);
+    if constexpr (Weights::kMayGather) chunk.zero(tile_inputs);
     BFloat16* const packed = static_cast<BFloat16*>(chunk.end());
     const int64_t panel_inputs = tile_inputs + 2;  // the last ones are zeros, to gather
     const int64_t total = share.token_end - share.token_begin;
@@ -193,7 +194,7 @@ struct TilesFamily {
       const int64_t most = n % V::kLine < V::kTileOutputs ? V::kLine : V::kTileOutputs;
       const int64_t outputs = min64(end - n, most);
       const int strips = outputs > V::kTileOutputs ? 2 : 1;
-      if (strips == 2 && strip[0].rows == strip[1].rows && strip[0].steps == strip[1].steps) {
+      if (strips == 2 && strip[0].units == strip[1].units && strip[0].steps == strip[1].steps) {
         for (int m = 0; m + 1 < MB; m += 2) {
           multiply_two<kGathers, kPairs, MB, 2>(*strip, panel, m, sums[0], sums[1]);
         }

@@ -57,8 +57,8 @@ class StripBlocks {
       if (!chunk.has_room(steps)) break;
       if (!listed) {
         // The last tile is filled up with the zeros that end a panel.
-        for (; units < steps * kTileUnits; ++units) chunk.rows()[units] = (uint32_t)all;
-        list = chunk.keep_rows(units);
+        for (; units < steps * kTileUnits; ++units) chunk.units()[units] = (uint32_t)all;
+        list = chunk.keep_units(units);
         listed_row = row;
       }
       if (tall && kUnit < V::kTileInputs) {
@@ -87,12 +87,12 @@ class StripBlocks {
       const uint64_t input = *column * cols, last = (input + cols - 1) / kUnit;
       for (uint64_t unit = input / kUnit; unit <= last; ++unit) marks[unit] = 1;
     }
-    uint32_t* next = chunk.rows();
+    uint32_t* next = chunk.units();
     const int64_t all = whole_tiles(a_.padded_in_features()) / kUnit;
     for (int64_t unit = 0; unit < all; unit += 64) {
       next += V::take_marks(marks + unit, (uint32_t)unit, next);
     }
-    return next - chunk.rows();
+    return next - chunk.units();
   }
 
   // The weights of a strip, each input where it lies among all: [inputs][16 outputs].

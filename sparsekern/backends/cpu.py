@@ -63,9 +63,11 @@ class CpuBackend(Backend):
             return []
         op, dtype = OPS[format_.kind], str(request.dtype).removeprefix("torch.")
         records = {record.name: record for record in self.kernels()}
-        # Those of levels below that are superseded are left out.
+        # Those of levels below all that lines are chosen from are superseded.
         numbers = {1, *(record.min_tokens for record in records.values() if record.op == op)}
-        levels = {records[self.kernel_name(request, tokens)].isa for tokens in numbers}
+        supported = native.isa_supported()
+        lowest = min(supported.index(records[self.kernel_name(request, tokens)].isa) for tokens in numbers)
+        levels = supported[lowest : supported.index(native.isa()) + 1]
         return [
             record
             for record in records.values()

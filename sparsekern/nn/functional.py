@@ -24,7 +24,8 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, activati
 
     Returns:
         ``[..., out]``, contiguous. Equal to the dense product of ``packed.to_dense()`` within the
-        rounding of the dtype.
+        rounding of the dtype. A row of ``x`` with NaN or infinity affects its own outputs only: those with a weight
+        for it, and with some kernels others too, as a dense product would.
 
     Raises:
         TypeError: ``packed`` is no packed weight, or ``x`` or ``bias`` has another dtype than the weight or is

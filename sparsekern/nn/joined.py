@@ -30,7 +30,10 @@ class JoinedLinear(nn.Module):
         self.sizes = tuple(sizes)
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
-        """``[..., in]`` to one ``[..., out_i]`` for each layer: views of one tensor, so they are not contiguous."""
+        """``[..., in]`` to one ``[..., out_i]`` for each layer: views of one tensor.
+
+        So they are not contiguous, and what changes one in place counts for autograd as a change of all.
+        """
         joined = self.linear(input)
         ends = accumulate(self.sizes)
         # Not split: autograd refuses to change one of its outputs in place.

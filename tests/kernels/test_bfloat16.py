@@ -89,6 +89,31 @@ def test_batches_and_chunks(kernel: Kernel, threads: None) -> None:
         check(empty_rows(x[:, :30], kernel.name), x[:, :30], empty_rows.dense)
 
 
+@every_kernel
+@pytest.mark.parametrize("density", [0.9, 0.4])
+def test_chunks_end_within_a_block_row(kernel: Kernel, density: float) -> None:
+    """Of as many outputs as take several chunks, at a height that is no power of two."""
+    rows = kernel.block_rows[2] if kernel.multiple else kernel.rows
+    weight = block_weight((1440, 700), rows, 1, density)
+    x = random_bfloat16(5, 700)
+    check(weight(x, kernel.name), x, weight.dense)
+
+
+@every_kernel
+@pytest.mark.parametrize("density", [0.9, 0.1])
+def test_what_is_not_finite_stays_in_its_token(kernel: Kernel, density: float) -> None:
+    """And reaches every output of it that has a weight for it; tiles may let it reach others."""
+    weight = block_weight((70, 203), kernel.block_rows[0], 1, density)
+    for tokens in (2, 40):
+        x = random_bfloat16(tokens, 203)
+        expected = weight(x, kernel.name)
+        x[1, 5], x[1, 6] = float("nan"), float("inf")
+        y = weight(x, kernel.name)
+        others = torch.arange(tokens) != 1
+        assert torch.equal(y[others], expected[others])
+        assert not y[1][(weight.dense[:, [5, 6]] != 0).any(1)].isfinite().any()
+
+
 @every_nm_kernel
 @pytest.mark.parametrize("pattern", [(2, 4), (1, 4), (4, 8), (8, 16), (3, 7)], ids=str)
 def test_nm_batches_and_chunks(kernel: str, pattern: tuple[int, int], threads: None) -> None:

@@ -19,7 +19,7 @@ SUPPORTED = _native.native.isa_supported()
 CHOICES = """
 import sparsekern
 from sparsekern._native import native
-tokens = (1, 6, 16, 400)
+tokens = (1, 6, 16, 24, 400)
 for values in ("float32", "bfloat16"):
     print(native.isa(), *(native.choose("block", rows, n, values) for rows in (1, 4, 8, 16, 32, 48) for n in tokens),
           *(native.choose("nm", 1, n, values) for n in tokens))
@@ -40,7 +40,7 @@ def test_a_level_chooses_its_own_kernels(isa: str) -> None:
     for line, levels in zip(done.stdout.splitlines(), (of_float32, of_bfloat16), strict=True):
         level, *chosen = line.split()
         assert level == isa
-        assert len(chosen) == 28
+        assert len(chosen) == 35
         assert {name.split("_", 2)[2] for name in chosen} == set(levels)
 
 

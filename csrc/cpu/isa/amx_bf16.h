@@ -17,15 +17,10 @@ struct Tiles16 : avx512_bf16::Pairs16 {
   // Gives the tiles this shape; how they were before. It is to be set up again: other libraries may
   // look at their own record of it. (No destructor does so: the file would need the C++ runtime.)
   static SPARSEKERN_INLINE TileConfig shape_tiles() {
-    TileConfig before, config = {};
+    TileConfig before;
     _tile_storeconfig(&before);
     written(&before);
-    config.palette = 1;
-    for (int i = 0; i < 8; ++i) {
-      config.row_bytes[i] = 64;
-      config.rows[i] = 16;
-    }
-    reshape_tiles(config);
+    reshape_tiles(full_tiles());
     return before;
   }
   static SPARSEKERN_INLINE void reshape_tiles(const TileConfig& config) {
