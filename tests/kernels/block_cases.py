@@ -34,7 +34,7 @@ class Kernel:
         """Block heights to try: some multiples, or the only one that it takes."""
         if self.rows == 1 and self.multiple:  # those that no other kernel takes
             return [1, 2, 3, 12]
-        return [i * self.rows for i in (1, 2, 3, 5)] if self.multiple else [self.rows]
+        return [i * self.rows for i in (1, 2, 3, 4, 5)] if self.multiple else [self.rows]
 
 
 def kernels(dtype: str) -> list[Kernel]:
