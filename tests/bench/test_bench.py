@@ -96,7 +96,7 @@ def record(isa: str = "avx2", git: str = "abc", density: float = 0.5, inputs: in
     return {
         "env": {"cpu": "a processor", "isa": isa, "torch": "2", "git": git, "date": "2026-01-01"},
         "case": {"dtype": "float32", "granularity": "16x1", "density": density, "threads": 1, "tokens": 128,
-                 "in": inputs},
+                 "in": inputs, "out": 256},
         "baseline": {"name": "eager", "trials": {"eager": {}, "compiled": {}}},
         "share_of_peak": 0.9, "efficiency": 1.0, "speedup": 2.0, **numbers,
     }  # fmt: skip
@@ -121,6 +121,13 @@ def test_densities_stay_apart_and_shapes_fall_together(summarize: ModuleType) ->
     ]
     heads, rule, *rows = summarize.details(records)
     assert heads.count("|") == rule.count("|") == rows[0].count("|")
+
+
+def test_details_are_over_the_shapes_that_all_densities_share(summarize: ModuleType) -> None:
+    records = [record(inputs=64, speedup=2.0), record(inputs=65, speedup=4.0), record(density=0.1, inputs=64)]
+    assert [r["speedup"] for r in summarize.of_common_shapes(records)] == [2.0, 2.0]
+    apart = [record(inputs=64), record(density=0.1, inputs=65)]
+    assert summarize.of_common_shapes(apart) == apart
 
 
 def test_of_a_case_measured_twice_the_last_counts(summarize: ModuleType) -> None:
