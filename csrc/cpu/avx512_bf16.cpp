@@ -29,6 +29,7 @@ namespace {
 #include "cpu/pairs.inl.h"
 #include "cpu/pairs_rows.inl.h"
 #include "cpu/pairs_fours.inl.h"
+#include "cpu/single_rows.inl.h"
 #include "cpu/pairs_single.inl.h"
 // clang-format on
 }  // namespace

@@ -135,8 +135,7 @@ struct PairedRows {
   }
 };
 
-// n:m of single rows. kN, kM and kBits: n, m and the bits of a position, for patterns whose loops
-// are unrolled; 0 for any.
+// n:m of single rows; kN, kM and kBits as in Pattern.
 template <class V, int MV, int kN, int kM, int kBits>
 struct PairedGroups {
   using Matrix = NMMatrixOf<BFloat16>;

@@ -1,19 +1,11 @@
 // Kernels for weights that stand alone: each output has its own inputs. Vectors of tokens, one
-// output at a time. Included inside an ISA region, once for each ISA namespace.
+// output at a time, as single_rows.inl.h says. Included inside an ISA region.
 //
 //   acc[m] += splat(weight) * x[k][m]                 MV vectors of tokens
 //
 // For each weight: MV activation loads for MV multiply-adds; the weights are loaded by twos and
-// fours and splat by shuffles, for loads are what it is bound by. L2 could not feed that,
-// so the panel is walked through in K-tiles that stay in L1 while a chunk of outputs passes over
-// them, and the sums of the chunk wait in L2 (`cells` [outputs][tokens]) from tile to tile:
-//
-//   for a panel of tokens:  pack it
-//     for a chunk of outputs:
-//       for a K-tile:         Weights::add: onto the cells, output by output
-//       transpose the cells into y
-//
-// The order in which a sum is taken does not depend on the panel.
+// fours and splat by shuffles, for loads are what it is bound by. The order in which a sum is taken
+// does not depend on the panel.
 
 // kCopies sums of each output, for chains of additions that are too short to hide their latency.
 template <class V, int MV, int kCopies>
@@ -154,8 +146,7 @@ struct BlockWeights {
   }
 };
 
-// n:m of single rows. kN, kM and kBits: n, m and the bits of a position, for patterns whose loops
-// are unrolled; 0 for any.
+// n:m of single rows; kN, kM and kBits as in Pattern.
 template <class V, int MV, int kCopies, int kN, int kM, int kBits>
 struct NMWeights {
   using Matrix = NMMatrix;
@@ -245,7 +236,6 @@ struct NMWeights {
   }
 };
 
-// kTileBytes: of the panel's share of a K-tile, at most, if a block or a group tile is no wider.
 template <class V, int kMostVectors, int kCopies>
 struct SingleFamily {
   static constexpr KernelFamily kFamily = KernelFamily::kSingle;
@@ -253,74 +243,54 @@ struct SingleFamily {
   static constexpr int64_t kPanel = kMostVectors * kLanes;
   static constexpr int64_t kTileOutputs = 1, kTileLanes = kLanes;
   static constexpr bool kForFewTokens = kCopies > 1;
-  static constexpr int64_t kTileBytes = 24 * 1024;
   static constexpr int64_t kQuantum = kLanes;
+
+  // Of the panel's share of a K-tile, at most, if a block or a group tile is no wider.
+  static constexpr int64_t kTileBytes = 24 * 1024;
 
   template <class Weights>
   static void run_panel(const typename Weights::Matrix& a, const LinearCall& call,
-                        const Share& share, const float* panel, int64_t tokens, float* y,
-                        int32_t* cursors, float* cells) {
+                        const Share& share, const float* panel, int64_t tokens, float* y) {
     constexpr int64_t kWidth = Weights::Sums::kWidth;
-    constexpr int64_t kChunk = kMostCells / kWidth / kLine * kLine;  // outputs; whole lines of y
-    static_assert(kChunk > 0 && kMostCells / kWidth <= kMostCursors, "a chunk");
-    const int64_t quantum = a.input_quantum();
+    float* const cells = share.scratch;
+    int32_t* const cursors = reinterpret_cast<int32_t*>(cells + kMostCells);
     // Several copies of a sum end with the tile, and the order of a sum must not depend on the
     // panel: tokens that are shared between threads fill one, and how far they fill others varies.
     const bool one_panel = share.token_end - share.token_begin < kPanel;
     const int64_t width = !kForFewTokens || one_panel ? kWidth : kPanel;
+    const int64_t quantum = a.input_quantum();
     const int64_t depth = max64(1, kTileBytes / (4 * width * quantum)) * quantum;
-    const int64_t outputs_end = Weights::outputs_before(a, share.row_end);
-    int64_t end;
-    for (int64_t n = Weights::outputs_before(a, share.row_begin); n < outputs_end; n = end) {
-      // Chunks begin with a line of y, the first one excepted.
-      end = min64(outputs_end, (n + kChunk) / kLine * kLine);
-      Weights::start(a, n, end, cursors);
-      for (int64_t input = 0; input < a.padded_in_features(); input += depth) {
-        const SingleTile tile{panel, input, min64(input + depth, a.padded_in_features())};
-        Weights::add(a, n, end, tile, cursors, cells);
-      }
-      int64_t line_end;
-      const float* cell = cells;
-      for (int64_t line = n; line < end; cell += (line_end - line) * kWidth, line = line_end) {
-        line_end = min64(end, (line + kLine) / kLine * kLine);
-        write_cells<V, kWidth>(cell, line_end - line, true, call.bias ? call.bias + line : nullptr,
-                               tokens, y + line, call.y_stride);
-      }
+    const auto add = [&](int64_t begin, int64_t end, int64_t input_begin, int64_t input_end) {
+      Weights::add(a, begin, end, SingleTile{panel, input_begin, input_end}, cursors, cells);
+    };
+    const auto finish = [&](int64_t begin, int64_t end) {
+      for_each_line<kLine>(begin, end, [&](int64_t n, int64_t outputs) {
+        write_cells<V, kWidth>(cells + (n - begin) * kWidth, outputs, true,
+                               call.bias ? call.bias + n : nullptr, tokens, y + n, call.y_stride);
+      });
       if (call.activation != Activation::kNone) {
-        activate_rows<V>(y + n, call.y_stride, tokens, end - n, call.activation);
+        activate_rows<V>(y + begin, call.y_stride, tokens, end - begin, call.activation);
       }
-    }
+    };
+    for_each_chunk<Weights, kWidth, kLine>(a, share, depth, cursors, add, finish);
   }
 
   // With<MV>::type: the weights for so many vectors.
-  template <template <int> class With, int MV = kMostVectors, class Matrix, class... Rest>
-  static void run_exact(const Matrix& a, const LinearCall& call, const Share& share,
-                        const float* panel, int64_t tokens, Rest... rest) {
-    if (ceil_div(tokens, kLanes) == MV) {
-      run_panel<typename With<MV>::type>(a, call, share, panel, tokens, rest...);
-    } else if constexpr (MV > 1) {
-      run_exact<With, MV - 1>(a, call, share, panel, tokens, rest...);
-    }
-  }
-
   template <template <int> class With, class Matrix>
   static void run_with(const Matrix& a, const LinearCall& call, const Share& share) {
-    float* cells = share.scratch;
-    int32_t* cursors = reinterpret_cast<int32_t*>(cells + kMostCells);
-    float* panel = cells + kMostCells + kMostCursors;
-    const int64_t total = share.token_end - share.token_begin;
-    const int64_t quantum = a.input_quantum();
+    float* const panel = share.scratch + kMostCells + kMostCursors;
     // Where the least K-tile of a full panel is more than L1 holds, panels are narrower.
-    const int64_t fitting = kTileBytes / (4 * quantum) / kLanes * kLanes;
-    const int64_t panels = ceil_div(total, max64(kLanes, min64(kPanel, fitting)));
-    for (int64_t p = 0; p < panels; ++p) {
-      const int64_t begin = share.token_begin + split_evenly<SingleFamily>(total, p, panels);
-      const int64_t end = share.token_begin + split_evenly<SingleFamily>(total, p + 1, panels);
-      pack_panel<V>(call.x + begin * call.x_stride, call.x_stride, end - begin, a.in_features,
+    const int64_t fitting = kTileBytes / (4 * a.input_quantum()) / kLanes * kLanes;
+    const int64_t panels =
+        ceil_div(share.token_end - share.token_begin, max64(kLanes, min64(kPanel, fitting)));
+    for_each_panel<SingleFamily>(share, panels, [&](int64_t token, int64_t tokens) {
+      pack_panel<V>(call.x + token * call.x_stride, call.x_stride, tokens, a.in_features,
                     a.padded_in_features(), panel);
-      run_exact<With>(a, call, share, panel, end - begin, call.y + begin * call.y_stride, cursors,
-                      cells);
-    }
+      with_vectors<kMostVectors>(ceil_div(tokens, kLanes), [&](auto vectors) {
+        run_panel<typename With<decltype(vectors)::value>::type>(a, call, share, panel, tokens,
+                                                                 call.y + token * call.y_stride);
+      });
+    });
   }
 };
 
@@ -349,40 +319,29 @@ struct SingleBlocks : SingleFamily<V, kMostVectors, kCopies> {
 template <class V, int kMostVectors, int kCopies>
 struct SingleNM : SingleFamily<V, kMostVectors, kCopies> {
   using Matrix = NMMatrix;
-  template <int kN, int kM, int kBits>
-  struct Of {
+  template <class Of>
+  struct WeightsOf {
     template <int MV>
     struct With {
-      using type = NMWeights<V, MV, kCopies, kN, kM, kBits>;
+      using type = NMWeights<V, MV, kCopies, Of::kN, Of::kM, Of::kBits>;
     };
   };
 
   static void run_share(const NMMatrix& a, const LinearCall& call, const Share& share) {
-    const auto is = [&](int64_t n, int64_t m) { return a.n == n && a.m == m; };
-    if (is(2, 4)) {
-      run<2, 4, 2>(a, call, share);
-    } else if (is(1, 4)) {
-      run<1, 4, 2>(a, call, share);
-    } else if (is(4, 8)) {
-      run<4, 8, 4>(a, call, share);
-    } else if (is(8, 16)) {
-      run<8, 16, 4>(a, call, share);
-    } else {
-      SingleNM::template run_with<Of<0, 0, 0>::template With>(a, call, share);
-    }
+    with_pattern(a, [&](auto pattern) { run<decltype(pattern)>(a, call, share); });
   }
 
-  template <int kN, int kM, int kBits>
+  template <class Of>
   static void run(const NMMatrix& a, const LinearCall& call, const Share& share) {
-    constexpr int64_t kMostTokens = V::template Picks<kN, kM>::kMostTokens;
+    constexpr int64_t kMostTokens = V::template Picks<Of::kN, Of::kM>::kMostTokens;
     if constexpr (SingleNM::kForFewTokens && kMostTokens > 0) {
       // A call of more tokens gives no thread as few, so the threads do not decide.
       static_assert(SingleNM::kPanel > kMostTokens, "a share of several");
       if (share.token_end - share.token_begin <= kMostTokens) {
-        PicksFamily<V, float, kN, kM>::run_share(a, call, share);
+        PicksFamily<V, float, Of::kN, Of::kM>::run_share(a, call, share);
         return;
       }
     }
-    SingleNM::template run_with<Of<kN, kM, kBits>::template With>(a, call, share);
+    SingleNM::template run_with<WeightsOf<Of>::template With>(a, call, share);
   }
 };
