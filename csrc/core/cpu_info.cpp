@@ -5,9 +5,11 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
 #if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
-#include <unistd.h>
 #endif
 
 namespace sparsekern {
@@ -99,6 +101,17 @@ bool set_isa_limit(Isa isa) {
   if (!isa_supported(isa)) return false;
   limit().store(static_cast<int>(isa), std::memory_order_relaxed);
   return true;
+}
+
+int64_t l1_data_bytes() {
+  static const int64_t bytes = [] {
+    long found = 0;
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+    found = sysconf(_SC_LEVEL1_DCACHE_SIZE);
+#endif
+    return found > 0 ? found : 32 * 1024;
+  }();
+  return bytes;
 }
 
 }  // namespace sparsekern

@@ -1,5 +1,8 @@
-// Instruction-set levels that kernels exist for.
+// What kernels have to know of the CPU: its instruction set, as one of the levels that they exist
+// for, and its first data cache.
 #pragma once
+
+#include <stdint.h>
 
 namespace sparsekern {
 
@@ -17,5 +20,8 @@ Isa isa_limit();
 
 // Lowers (or restores) the limit; returns false and changes nothing if the CPU lacks the level.
 bool set_isa_limit(Isa isa);
+
+// Of the first data cache; 32 KiB where the system does not say.
+int64_t l1_data_bytes();
 
 }  // namespace sparsekern

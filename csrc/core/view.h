@@ -153,6 +153,7 @@ struct Share {
   int64_t row_begin, row_end;  // bands: block rows, or row tiles
   float* scratch;              // 64-byte aligned
   int64_t scratch_floats;
+  int64_t l1_bytes;  // of the core's first data cache
 };
 
 // How the loop of a kernel is laid out, which says how many loads its multiply-adds take: vectors

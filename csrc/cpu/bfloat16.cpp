@@ -146,7 +146,7 @@ void run_share(const KernelInfo& kernel, const Matrix& a, const CallOf<BFloat16>
       widen_from_memory(a.values + stored, a.stored_before(end) - stored, weights);
       if (call.bias) widen(call.bias + output, outputs, bias);
       const auto part = part_of(a, begin, end, outputs, weights, offsets);
-      const Share all{0, tokens, 0, end - begin, kernel_scratch, kernel_floats};
+      const Share all{0, tokens, 0, end - begin, kernel_scratch, kernel_floats, share.l1_bytes};
       kernel.run(&part, &wide, &all);
       for (int64_t t = 0; t < tokens; ++t) {
         narrow(y + t * y_stride, outputs, call.y + (first + t) * call.y_stride + output);

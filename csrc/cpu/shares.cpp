@@ -46,9 +46,12 @@ Grid::Grid(const KernelInfo& kernel, int64_t stored, int64_t padded_inputs, int6
     const int64_t batches = ceil_div(part, tiles_batch(padded_inputs));
     return 2 * part * padded_inputs + 3 * batches * ceil_div(stored * parts, threads);
   };
+  // A panel cut short leaves single rows too few sums at once to hide how long each takes.
+  const int64_t least =
+      kernel.family == KernelFamily::kSingle ? kernel.panel : min64(kernel.panel, 64);
   token_parts = 1;
   for (int64_t parts = 2; parts <= threads; ++parts) {
-    if (threads % parts != 0 || tokens < parts * min64(kernel.panel, 64)) continue;
+    if (threads % parts != 0 || tokens < parts * least) continue;
     if (kernel.family != KernelFamily::kTiles || moved(parts) < moved(token_parts)) {
       token_parts = parts;
     }

@@ -10,7 +10,7 @@ int64_t kernel_scratch_floats(const KernelInfo& kernel, int64_t padded_inputs, i
                               int64_t bands);
 
 // A grid of shares: the tokens are cut evenly, the bands of outputs by their weights. A part has a
-// full panel of tokens, or 64, or all.
+// full panel of tokens, or 64 (not for single rows), or all.
 // Tokens are cut first: it balances whatever the pattern, and no activation is packed twice.
 // Kernels of tiles make these of their weights for each part, so there the grid is chosen whose
 // parts have the least to pack and to make.
@@ -50,6 +50,7 @@ void for_each_share(const KernelInfo& kernel, const Matrix& a, int64_t tokens, i
         const Task& t = *static_cast<const Task*>(context);
         const int64_t token_part = part % t.grid.token_parts, band_part = part / t.grid.token_parts;
         Share share{};
+        share.l1_bytes = l1_data_bytes();
         share.token_begin = t.tokens * token_part / t.grid.token_parts;
         share.token_end = t.tokens * (token_part + 1) / t.grid.token_parts;
         const auto boundary = [&](int64_t part) {

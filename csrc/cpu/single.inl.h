@@ -245,8 +245,12 @@ struct SingleFamily {
   static constexpr bool kForFewTokens = kCopies > 1;
   static constexpr int64_t kQuantum = kLanes;
 
-  // Of the panel's share of a K-tile, at most, if a block or a group tile is no wider.
-  static constexpr int64_t kTileBytes = 24 * 1024;
+  // Of the panel's share of a K-tile, at most, if a block or a group tile is no wider: of an L1,
+  // the rest of which serves weights and cells. Where several copies of a sum end with the tile,
+  // its depth is the same on every CPU, for so must be the order of the sum.
+  static int64_t tile_bytes(const Share& share) {
+    return (kForFewTokens ? 32 * 1024 : share.l1_bytes) / 4 * 3;
+  }
 
   template <class Weights>
   static void run_panel(const typename Weights::Matrix& a, const LinearCall& call,
@@ -259,7 +263,7 @@ struct SingleFamily {
     const bool one_panel = share.token_end - share.token_begin < kPanel;
     const int64_t width = !kForFewTokens || one_panel ? kWidth : kPanel;
     const int64_t quantum = a.input_quantum();
-    const int64_t depth = max64(1, kTileBytes / (4 * width * quantum)) * quantum;
+    const int64_t depth = max64(1, tile_bytes(share) / (4 * width * quantum)) * quantum;
     const auto add = [&](int64_t begin, int64_t end, int64_t input_begin, int64_t input_end) {
       Weights::add(a, begin, end, SingleTile{panel, input_begin, input_end}, cursors, cells);
     };
@@ -280,7 +284,7 @@ struct SingleFamily {
   static void run_with(const Matrix& a, const LinearCall& call, const Share& share) {
     float* const panel = share.scratch + kMostCells + kMostCursors;
     // Where the least K-tile of a full panel is more than L1 holds, panels are narrower.
-    const int64_t fitting = kTileBytes / (4 * a.input_quantum()) / kLanes * kLanes;
+    const int64_t fitting = tile_bytes(share) / (4 * a.input_quantum()) / kLanes * kLanes;
     const int64_t panels =
         ceil_div(share.token_end - share.token_begin, max64(kLanes, min64(kPanel, fitting)));
     for_each_panel<SingleFamily>(share, panels, [&](int64_t token, int64_t tokens) {
