@@ -9,7 +9,7 @@ import torch
 from block_cases import ACTIVATIONS, KERNELS, Expected, Kernel, Weight, every_block, every_kernel
 from hypothesis import given, settings, strategies as st
 
-TOKENS = [*range(14), 16, 17, 23, 24, 25, 47, 48, 49, 97, 130]
+TOKENS = [*range(14), 16, 17, 23, 24, 25, 47, 48, 49, 81, 97, 120, 128, 130]
 COLS = [1, 2, 3, 16, 17]
 
 

@@ -55,7 +55,7 @@ def test_every_number_of_tokens(kernel: str, n: int, m: int) -> None:
     weight = Weight.random((35, 9 * m + m // 2 + 1), n, m)
     x, bias = torch.randn(200, weight.dense.shape[1]), torch.randn(35)
     expected = Expected.of(x, weight)
-    for place, tokens in enumerate([*range(22), 23, 24, 25, 48, 63, 64, 65, 95, 96, 97, 130, 197]):
+    for place, tokens in enumerate([*range(22), 23, 24, 25, 48, 63, 64, 65, 95, 96, 97, 120, 128, 130, 197]):
         activation = list(ACTIVATIONS)[place % 4]
         shift = bias if place % 3 else None
         y = weight(x[:tokens], kernel, shift, activation)

@@ -123,7 +123,7 @@ bool passes(const KernelInfo& kernel, const Case& c) {
 
 std::vector<Case> cases_for(const KernelInfo& kernel) {
   const int64_t kTokens[] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14,
-                             15, 16, 17, 20, 21, 24, 25, 31, 32, 33, 47, 48, 49, 97};
+                             15, 16, 17, 20, 21, 24, 25, 31, 32, 33, 47, 48, 49, 120};
   std::vector<Case> cases;
   int turn = 0;
   const auto add = [&](int64_t rows, int64_t cols, int64_t outputs, int64_t inputs, int64_t tokens,
