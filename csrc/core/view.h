@@ -97,6 +97,15 @@ struct NMMatrixOf {
 };
 using NMMatrix = NMMatrixOf<float>;
 
+template <class T>
+double density_of(const BlockMatrixOf<T>& a) {
+  return a.density;
+}
+template <class T>
+double density_of(const NMMatrixOf<T>& a) {
+  return double(a.n) / double(a.m);
+}
+
 enum class Activation : int32_t { kNone, kRelu, kGelu, kSilu };
 
 // y = activation(x * W^T + bias), x [tokens, in_features], y [tokens, out_features].
@@ -116,6 +125,12 @@ constexpr int64_t kMostChunkRows = 4096;
 // Sums that a kernel keeps between K-tiles, at most: a part of L2.
 constexpr int64_t kMostCells = 32 * 1024;
 constexpr int64_t kMostCursors = kMostCells / 4;  // of as many outputs, for vectors of 4 tokens
+
+// Tokens that kernels of single rows hold at once. More sums hide how long each takes, yet where a
+// row has few weights in a K-tile it matters more that they go from and to L2 there.
+constexpr int64_t single_panel(int64_t panel, double density) {
+  return density > 0.3 ? panel : min64(panel, 96);
+}
 
 // Tokens that kernels of bfloat16 pack at a time, 8 MiB of them unless rows are very long; the
 // weights that they pair anew for each of these batches, 192 KiB at a time or those of a cache line

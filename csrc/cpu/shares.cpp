@@ -37,8 +37,8 @@ int64_t kernel_scratch_floats(const KernelInfo& kernel, int64_t padded_inputs, i
   return kFixedFloats + bands + max64(panel_floats, min64(panels * panel_floats, kBatchFloats));
 }
 
-Grid::Grid(const KernelInfo& kernel, int64_t stored, int64_t padded_inputs, int64_t tokens,
-           int64_t threads) {
+Grid::Grid(const KernelInfo& kernel, int64_t stored, double density, int64_t padded_inputs,
+           int64_t tokens, int64_t threads) {
   // Activations are packed once, and tiles made of weights for every batch of a part's tokens,
   // which takes half as long again for a stored weight, or longer.
   const auto moved = [&](int64_t parts) {
@@ -46,9 +46,10 @@ Grid::Grid(const KernelInfo& kernel, int64_t stored, int64_t padded_inputs, int6
     const int64_t batches = ceil_div(part, tiles_batch(padded_inputs));
     return 2 * part * padded_inputs + 3 * batches * ceil_div(stored * parts, threads);
   };
-  // A panel cut short leaves single rows too few sums at once to hide how long each takes.
-  const int64_t least =
-      kernel.family == KernelFamily::kSingle ? kernel.panel : min64(kernel.panel, 64);
+  // A panel of more tokens is that long for a reason (single_panel), and not cut short.
+  const int64_t panel =
+      kernel.family == KernelFamily::kSingle ? single_panel(kernel.panel, density) : kernel.panel;
+  const int64_t least = panel > 96 ? panel : min64(panel, 64);
   token_parts = 1;
   for (int64_t parts = 2; parts <= threads; ++parts) {
     if (threads % parts != 0 || tokens < parts * least) continue;

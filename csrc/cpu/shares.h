@@ -10,15 +10,15 @@ int64_t kernel_scratch_floats(const KernelInfo& kernel, int64_t padded_inputs, i
                               int64_t bands);
 
 // A grid of shares: the tokens are cut evenly, the bands of outputs by their weights. A part has a
-// full panel of tokens, or 64 (not for single rows), or all.
+// full panel of tokens, or 64 (not for dense single rows), or all.
 // Tokens are cut first: it balances whatever the pattern, and no activation is packed twice.
 // Kernels of tiles make these of their weights for each part, so there the grid is chosen whose
 // parts have the least to pack and to make.
 struct Grid {
   int64_t token_parts, band_parts;
 
-  Grid(const KernelInfo& kernel, int64_t stored, int64_t padded_inputs, int64_t tokens,
-       int64_t threads);
+  Grid(const KernelInfo& kernel, int64_t stored, double density, int64_t padded_inputs,
+       int64_t tokens, int64_t threads);
 };
 
 // Bands of so many outputs that a share takes together. Kernels of tiles treat the block rows of a
@@ -40,7 +40,7 @@ void for_each_share(const KernelInfo& kernel, const Matrix& a, int64_t tokens, i
     Grid grid;
     int64_t together;
   } task{a, body, tokens,
-         Grid(kernel, a.stored(), a.padded_in_features(), tokens,
+         Grid(kernel, a.stored(), density_of(a), a.padded_in_features(), tokens,
               useful_threads(a.stored(), tokens, threads)),
          bands_together(kernel, a.band_outputs())};
 

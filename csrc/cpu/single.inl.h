@@ -286,7 +286,8 @@ struct SingleFamily {
     // Where the least K-tile of a full panel is more than L1 holds, panels are narrower.
     const int64_t fitting = tile_bytes(share) / (4 * a.input_quantum()) / kLanes * kLanes;
     const int64_t panels =
-        ceil_div(share.token_end - share.token_begin, max64(kLanes, min64(kPanel, fitting)));
+        ceil_div(share.token_end - share.token_begin,
+                 max64(kLanes, min64(single_panel(kPanel, density_of(a)), fitting)));
     for_each_panel<SingleFamily>(share, panels, [&](int64_t token, int64_t tokens) {
       pack_panel<V>(call.x + token * call.x_stride, call.x_stride, tokens, a.in_features,
                     a.padded_in_features(), panel);
