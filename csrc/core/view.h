@@ -128,8 +128,9 @@ constexpr int64_t kMostCursors = kMostCells / 4;  // of as many outputs, for vec
 
 // Tokens that kernels of single rows hold at once. More sums hide how long each takes, yet where a
 // row has few weights in a K-tile it matters more that they go from and to L2 there.
+constexpr int64_t kShortPanel = 96;
 constexpr int64_t single_panel(int64_t panel, double density) {
-  return density > 0.3 ? panel : min64(panel, 96);
+  return density > 0.3 ? panel : min64(panel, kShortPanel);
 }
 
 // Tokens that kernels of bfloat16 pack at a time, 8 MiB of them unless rows are very long; the

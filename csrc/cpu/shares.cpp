@@ -46,10 +46,10 @@ Grid::Grid(const KernelInfo& kernel, int64_t stored, double density, int64_t pad
     const int64_t batches = ceil_div(part, tiles_batch(padded_inputs));
     return 2 * part * padded_inputs + 3 * batches * ceil_div(stored * parts, threads);
   };
-  // A panel of more tokens is that long for a reason (single_panel), and not cut short.
+  // A longer panel than that is so long for the sake of its sums, and not cut short.
   const int64_t panel =
       kernel.family == KernelFamily::kSingle ? single_panel(kernel.panel, density) : kernel.panel;
-  const int64_t least = panel > 96 ? panel : min64(panel, 64);
+  const int64_t least = panel > kShortPanel ? panel : min64(panel, 64);
   token_parts = 1;
   for (int64_t parts = 2; parts <= threads; ++parts) {
     if (threads % parts != 0 || tokens < parts * least) continue;

@@ -33,7 +33,7 @@ CALL = 5.7e-6
 L1 = 32 * 1024
 L2 = 512 * 1024
 K_TILE = 24 * 1024
-"""Bytes of a panel that stay in L1 in the kernels of single rows."""
+"""Bytes of a panel that stay in an L1 of 32 KiB in the kernels of single rows; in a larger one it is more."""
 WIDENED_TOKENS = 256
 """bfloat16 weights are widened anew for so many tokens."""
 

@@ -9,6 +9,7 @@
 
 #include "core/cpu_info.h"
 #include "cpu/dispatch.h"
+#include "cpu/shares.h"
 #include "emulated/tiles.h"
 #include "emulated_weight.h"
 
@@ -53,6 +54,19 @@ void run_matrix(const KernelInfo& kernel, const Matrix& a, int64_t stored,
   run_linear(kernel, with_values(a, values.data), call, tokens, threads, on_threads);
 }
 
+// As on a CPU with a first cache of that size.
+template <class Matrix>
+void run_with_cache(const KernelInfo& kernel, const Matrix& a, const LinearCall& call,
+                    int64_t tokens, int64_t l1_bytes) {
+  for_each_share(kernel, a, tokens, 1, on_threads, [&](Share share) {
+    share.l1_bytes = l1_bytes;
+    share.scratch_floats = kernel_scratch_floats(kernel, a.padded_in_features(), tokens,
+                                                 share.row_end - share.row_begin);
+    share.scratch = thread_scratch(share.scratch_floats);
+    kernel.run(&a, &call, &share);
+  });
+}
+
 template <class T>
 void run(const KernelInfo& kernel, const Weight& weight, CallOf<T> call, const Case& c,
          int64_t threads, Exact<T>& y, int64_t size) {
@@ -90,6 +104,22 @@ bool passes(const KernelInfo& kernel, const Case& c) {
   if (y_size > 0 && std::memcmp(y.data, y_of_threads.data, y_size * sizeof(T)) != 0) {
     std::printf("three threads give other bits: ");
     return false;
+  }
+  if constexpr (sizeof(T) == sizeof(float)) {
+    for (const int64_t l1_bytes : {16 * 1024, 128 * 1024}) {
+      if (kernel.family != KernelFamily::kSingle) break;
+      for (int64_t i = 0; i < y_size; ++i) y_of_threads[i] = kUntouched;
+      LinearCall other = call;
+      other.y = y_of_threads.data;
+      if (kernel.format == Format::kNM) {
+        run_with_cache(kernel, weight.nm, other, c.tokens, l1_bytes);
+      } else {
+        run_with_cache(kernel, weight.view, other, c.tokens, l1_bytes);
+      }
+      if (y_size == 0 || std::memcmp(y.data, y_of_threads.data, y_size * sizeof(T)) == 0) continue;
+      std::printf("another size of L1 gives other bits: ");
+      return false;
+    }
   }
   for (int64_t t = 0; t < c.tokens; ++t) {
     for (int64_t n = 0; n < y_stride && t * y_stride + n < y_size; ++n) {
