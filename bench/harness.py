@@ -49,31 +49,32 @@ def against_dense(
     rounds: int,
     stored: float,
 ) -> dict[str, Any]:
-    """Ours and the fastest dense variant of a trial, interleaved.
+    """Ours, eager PyTorch and the fastest dense variant of a trial, interleaved.
 
     Args:
         ours: a call of the layer.
-        dense: calls of the dense variants.
+        dense: calls of the dense variants, ``eager`` among them.
         trial: their times, which decide.
-        rounds: of both.
+        rounds: of all.
         stored: density of the weight.
 
     Returns:
         The part of a record that every comparison has; times in seconds.
     """
     baseline = min(trial, key=lambda name: trial[name].median)
-    times = interleave({"dense": dense[baseline], "sparse": ours}, rounds)
-    ratio = times["dense"].over(times["sparse"])
+    times = interleave({"eager": dense["eager"], baseline: dense[baseline], "sparse": ours}, rounds)
+    ratio = times[baseline].over(times["sparse"])
     return {
         "t": times["sparse"].record(),
         "baseline": {
             "name": baseline,
-            **times["dense"].record(),
+            **times[baseline].record(),
             "trials": {name: sample.record() for name, sample in trial.items()},
         },
         "ratio": ratio.record(),
         "stored": stored,
         "speedup": ratio.median,
+        "speedup_eager": times["eager"].over(times["sparse"]).median,
         "efficiency": ratio.median * stored,
     }
 

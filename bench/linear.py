@@ -1,9 +1,9 @@
 """Packed linear layers against dense PyTorch: python bench/linear.py --out results.jsonl
 
-For every case: correctness against float64 first; then our layer and the faster of eager and compiled
-dense PyTorch, interleaved. Ten rounds of both before decide which that is; their times are recorded as
-"trials". A call is what a user calls, ``layer(x)``: packing of activations, tails, bias and output
-layout are all inside. The speed-up is the median of the ratios within a round. Share of peak is the
+For every case: correctness against float64 first; then our layer, eager dense PyTorch and the fastest way there
+is to have PyTorch multiply densely (dense.py), interleaved. Ten rounds of all ways before decide which that is;
+their times are recorded as "trials". A call is what a user calls, ``layer(x)``: packing of activations, tails, bias
+and output layout are all inside. The speed-up is the median of the ratios within a round. Share of peak is the
 non-zero FLOP rate over the multiply-add peak of the dtype measured in the same run (of bfloat16 where the CPU
 has dot products of them); efficiency is speed-up x density.
 """
@@ -11,11 +11,12 @@ has dot products of them); efficiency is speed-up x density.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
+from dense import linear_variants
 from harness import (
     TRIAL_ROUNDS,
     against_dense,
@@ -47,17 +48,6 @@ MOST_ERROR = {torch.float32: 1e-5, torch.bfloat16: 2.0**-8}
 """Largest error of an output allowed, relative to the largest output: that of summing, or of one rounding."""
 
 
-def dense_variants(linear: nn.Linear, x: Tensor, compiled: bool) -> dict[str, Callable[[], object]]:
-    """Dense PyTorch as a user can have it: eager, and compiled with constant folding of weights."""
-    variants: dict[str, Callable[[], object]] = {"eager": lambda: linear(x)}
-    if compiled:
-        torch._dynamo.reset()
-        fast = torch.compile(linear, dynamic=False, options={"freezing": True})
-        fast(x)
-        variants["compiled"] = lambda: fast(x)
-    return variants
-
-
 def check(layer: sk.SparseLinear, x: Tensor) -> float:
     """Largest error relative to the largest output, against the float64 product."""
     dense = layer.to_dense().double()
@@ -83,7 +73,8 @@ def shape_cases(
     torch.manual_seed(options.seed)
     linear = nn.Linear(in_features, out_features, dtype=options.dtype)
     x = torch.randn(tokens, in_features).to(options.dtype)
-    variants = dense_variants(linear, x, options.compiled)
+    torch._dynamo.reset()
+    variants = linear_variants(linear, x, options.compiled)
     trial = interleave(variants, TRIAL_ROUNDS)
     for granularity in options.granularities:
         implied = granularity.implied_sparsity
@@ -120,7 +111,8 @@ def line(record: dict[str, Any]) -> str:
         f"{case['dtype']} {case['threads']}t M={case['tokens']:<4d} {case['in']:>5d}->{case['out']:<5d} "
         f"{case['granularity']:>12s} d={case['density']:<5.3g} "
         f"dense {record['baseline']['median'] * 1e6:8.0f} us ({record['baseline']['name']:8s}) "
-        f"sparse {record['t']['median'] * 1e6:8.1f} us  {record['speedup']:6.2f}x  eff {record['efficiency']:.2f}  "
+        f"sparse {record['t']['median'] * 1e6:8.1f} us  {record['speedup']:6.2f}x "
+        f"({record['speedup_eager']:.2f}x eager)  eff {record['efficiency']:.2f}  "
         f"peak share {record['share_of_peak']:.2f}"
     )
 
@@ -135,7 +127,7 @@ def main() -> None:
     parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--eager-only", dest="compiled", action="store_false", help="skip compiled dense PyTorch")
+    parser.add_argument("--eager-only", dest="compiled", action="store_false", help="only eager dense PyTorch")
     options = parsed(parser)
     options.dtype = DTYPES[options.dtype]
     write(cases(options), line, options.out)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from dense import frozen
 from harness import command_line, environment, fma_peak, pair, parsed, threads, write
 from torch import Tensor, nn
 
@@ -36,14 +37,15 @@ def check(model: nn.Module, batch: Tensor) -> float:
 
 def variants(kind: str, model: nn.Module, batch: Tensor, compiled: bool) -> dict[str, Callable[[], object]]:
     """Ways to run a model, each warmed up; what cannot be compiled here is left out, with a line that says so."""
-    ways: dict[str, Callable[..., object]] = {"eager": model}
+    ways: dict[str, Callable[[], Callable[..., Any]]] = {"eager": lambda: model}
     if compiled:
-        ways["compiled"] = torch.compile(model, dynamic=False)
-        ways["frozen"] = torch.compile(model, dynamic=False, options={"freezing": True})
+        ways["compiled"] = lambda: torch.compile(model, dynamic=False)
+        ways["frozen"] = lambda: frozen(model, input_ids=batch)
     functions: dict[str, Callable[[], object]] = {}
     expected = model(input_ids=batch).last_hidden_state
-    for name, way in ways.items():
+    for name, prepare in ways.items():
         try:
+            way = prepare()
             found = way(input_ids=batch).last_hidden_state
         except Exception as failure:
             print(f"{kind} {name}: does not run here: {type(failure).__name__}: {str(failure).splitlines()[0]}")

@@ -83,6 +83,7 @@ def _table(names: str, records: Iterable[Record], key: Callable[[dict[str, Any]]
         groups[key(record["case"])].append(record)
     columns = ("share_of_peak", "efficiency", "speedup")
     heads = [f"{column.replace('_', ' ')}, {kind}" for column in columns for kind in ("median", "least")]
+    heads.append("over eager, median")
     lines = [f"| {names} | cases | {' | '.join(heads)} |"]
     lines.append("|---" * (names.count("|") + 2 + len(heads)) + "|")
     for group, cases in groups.items():
@@ -90,6 +91,8 @@ def _table(names: str, records: Iterable[Record], key: Callable[[dict[str, Any]]
         for column in columns:
             values = [case[column] for case in cases if column in case]  # a step has no share of the peak
             cells += [f"{statistics.median(values):.2f}", f"{min(values):.2f}"] if values else ["-", "-"]
+        over_eager = [case["speedup_eager"] for case in cases if "speedup_eager" in case]
+        cells.append(f"{statistics.median(over_eager):.2f}" if over_eager else "-")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

@@ -1,9 +1,9 @@
 """Training steps of packed layers against dense PyTorch: python bench/train.py --out results.jsonl
 
 The gradients of one layer, each alone, and a whole step (forward, backward, SGD) of a two-layer perceptron. For every
-case: correctness against float64 first; then ours and the faster of eager and compiled dense PyTorch, interleaved. Ten
-rounds of all of them before decide which that is. What is timed is what autograd calls: transposing gradients and
-activations, tails and output layout are all inside. Efficiency is speed-up x density.
+case: correctness against float64 first; then ours, eager dense PyTorch and the fastest dense one, interleaved. Ten
+rounds of eager, compiled and by oneDNN (dense.py) before decide which that is. What is timed is what autograd calls:
+transposing gradients and activations, tails and output layout are all inside. Efficiency is speed-up x density.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from dense import OneDnnLinear, onednn
 from harness import (
     TRIAL_ROUNDS,
     against_dense,
@@ -67,6 +68,8 @@ def gradient_cases(options: argparse.Namespace, count: int, sides: tuple[int, in
         torch._dynamo.reset()
         for of, call in functions.items():
             dense[of]["compiled"] = torch.compile(call, dynamic=False)
+        dense["input"]["onednn"] = lambda: onednn(grad, weight.t())
+        dense["values"]["onednn"] = lambda: onednn(grad.t(), x.t())
     for granularity in options.granularities:
         packed = pack(weight, granularity, options.density)
         shape = (out_features, in_features)
@@ -105,11 +108,14 @@ def pack(weight: Tensor, granularity: Granularity, density: float) -> sk.PackedW
     return sk.pack(weight, granularity, sk.make_mask(weight, granularity, 1 - density if implied is None else None))
 
 
-def perceptron(granularity: Granularity | None, density: float) -> nn.Sequential:
-    """Two layers with a gelu between them, whose weights all train."""
-    dense = [nn.Linear(MLP[0], MLP[1]), nn.Linear(MLP[1], MLP[2])]
-    if granularity is None:
-        return nn.Sequential(dense[0], nn.GELU(), dense[1])
+def dense_perceptron(layer: type[nn.Linear] = nn.Linear) -> nn.Sequential:
+    """Two layers with a gelu between them."""
+    return nn.Sequential(layer(MLP[0], MLP[1]), nn.GELU(), layer(MLP[1], MLP[2]))
+
+
+def perceptron(granularity: Granularity, density: float) -> nn.Sequential:
+    """The same pruned; all weights train."""
+    dense = [layer for layer in dense_perceptron() if isinstance(layer, nn.Linear)]
     layers = [sk.SparseLinear(pack(layer.weight, granularity, density), layer.bias) for layer in dense]
     for layer in layers:
         layer.values.requires_grad_()
@@ -149,8 +155,8 @@ def step_cases(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     torch.manual_seed(options.seed)
     x, target = torch.randn(options.tokens, MLP[0]), torch.randn(options.tokens, MLP[2])
     variants = {}
-    for name in ("eager", "compiled") if options.compiled else ("eager",):
-        model = perceptron(None, 1)
+    for name in ("eager", "compiled", "onednn") if options.compiled else ("eager",):
+        model = dense_perceptron(OneDnnLinear if name == "onednn" else nn.Linear)
         run = torch.compile(model, dynamic=False) if name == "compiled" else model
         variants[name] = training_step(run, list(model.parameters()), x, target)
     for granularity in options.granularities:
@@ -210,7 +216,7 @@ def main() -> None:
     )
     parser.add_argument("--density", type=float, default=0.1, help="of granularities that imply none")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--eager-only", dest="compiled", action="store_false", help="skip compiled dense PyTorch")
+    parser.add_argument("--eager-only", dest="compiled", action="store_false", help="only eager dense PyTorch")
     options = parsed(parser)
     write(cases(options), line, options.out)
 

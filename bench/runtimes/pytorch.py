@@ -47,17 +47,19 @@ class _Compiled(_Torch):
 
 
 class Compiled(_Compiled):
-    """``torch.compile`` with constant folding of the weight."""
+    """``torch.compile`` with the weight as a constant, with and without choosing by measurement; and oneDNN."""
 
     name = "torch_compiled"
 
     def prepare(self, problem: Problem) -> Prepared:
         import torch
+        from dense import linear_variants
 
         x, weight = self.tensors(problem)
-        run = torch.compile(_layer(weight), dynamic=False, options={"freezing": True})
-        run(x)
-        return Prepared(lambda: run(x))
+        with torch.inference_mode():
+            variants = linear_variants(_layer(weight), x, compiled=True)
+        del variants["eager"]
+        return fastest(variants)
 
 
 class Sparse(_Torch):

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import sparsekern as sk
 from sparsekern.cli import doctor
@@ -79,6 +80,45 @@ def test_join_is_compared_with_layers_apart_and_dense(tmp_path: Path) -> None:
         assert record["env"]["isa"] == sk.Target.detect().isa and record["case"]["density"] == 0.5
 
 
+@pytest.fixture
+def dense(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCH))
+    return importlib.import_module("dense")
+
+
+def test_compiled_baseline_is_frozen(dense: ModuleType) -> None:
+    """Otherwise its weight would be laid out anew in each call, or read as it lies."""
+    torch._dynamo.reset()
+    layer, x = torch.nn.Linear(48, 32), torch.randn(8, 48)
+    with torch.inference_mode():
+        plain = torch.compile(layer, dynamic=False)
+        before = plain(x)
+        variants = dense.linear_variants(layer, x, compiled=True)
+        assert variants.keys() >= {"eager", "compiled", "tuned"}
+        layer.weight.zero_()
+        assert torch.equal(plain(x), layer.bias.expand(8, -1))
+        for name, call in variants.items():
+            expected = layer.bias.expand(8, -1) if name == "eager" else before
+            torch.testing.assert_close(call(), expected)
+
+
+def test_with_gradients_nothing_would_be_frozen(dense: ModuleType) -> None:
+    with pytest.raises(RuntimeError, match="gradients enabled"):
+        dense.frozen(torch.nn.Linear(2, 2), torch.randn(1, 2))
+
+
+def test_layer_of_onednn_trains_as_any(dense: ModuleType) -> None:
+    torch.manual_seed(0)
+    ours, x = dense.OneDnnLinear(48, 32), torch.randn(8, 48, requires_grad=True)
+    twin, same_x = torch.nn.Linear(48, 32), x.detach().clone().requires_grad_()
+    twin.load_state_dict(ours.state_dict())
+    for layer, inputs in ((ours, x), (twin, same_x)):
+        layer(inputs).square().sum().backward()
+    torch.testing.assert_close(x.grad, same_x.grad)
+    torch.testing.assert_close(ours.weight.grad, twin.weight.grad)
+    torch.testing.assert_close(ours.bias.grad, twin.bias.grad)
+
+
 def test_whole_model_benchmark_explains_itself() -> None:
     assert "--batch" in run("model.py", "--help")
 
@@ -98,7 +138,7 @@ def record(isa: str = "avx2", git: str = "abc", density: float = 0.5, inputs: in
         "case": {"dtype": "float32", "granularity": "16x1", "density": density, "threads": 1, "tokens": 128,
                  "in": inputs, "out": 256},
         "baseline": {"name": "eager", "trials": {"eager": {}, "compiled": {}}},
-        "share_of_peak": 0.9, "efficiency": 1.0, "speedup": 2.0, **numbers,
+        "share_of_peak": 0.9, "efficiency": 1.0, "speedup": 2.0, "speedup_eager": 3.0, **numbers,
     }  # fmt: skip
 
 
@@ -115,9 +155,9 @@ def test_densities_stay_apart_and_shapes_fall_together(summarize: ModuleType) ->
     records = [record(share_of_peak=s, inputs=n) for n, s in enumerate((0.7, 0.9, 0.8))]
     _, _, *rows = summarize.bars([*records, record(density=0.4), record(density=0.3)])
     assert rows == [
-        "| float32 | 16x1 | 0.5 | 1 | > 1 | 3 | 0.80 | 0.70 | 1.00 | 1.00 | 2.00 | 2.00 |",
-        "| float32 | 16x1 | 0.4 | 1 | > 1 | 1 | 0.90 | 0.90 | 1.00 | 1.00 | 2.00 | 2.00 |",
-        "| float32 | 16x1 | 0.3 | 1 | > 1 | 1 | 0.90 | 0.90 | 1.00 | 1.00 | 2.00 | 2.00 |",
+        "| float32 | 16x1 | 0.5 | 1 | > 1 | 3 | 0.80 | 0.70 | 1.00 | 1.00 | 2.00 | 2.00 | 3.00 |",
+        "| float32 | 16x1 | 0.4 | 1 | > 1 | 1 | 0.90 | 0.90 | 1.00 | 1.00 | 2.00 | 2.00 | 3.00 |",
+        "| float32 | 16x1 | 0.3 | 1 | > 1 | 1 | 0.90 | 0.90 | 1.00 | 1.00 | 2.00 | 2.00 | 3.00 |",
     ]
     heads, rule, *rows = summarize.details(records)
     assert heads.count("|") == rule.count("|") == rows[0].count("|")
