@@ -33,6 +33,12 @@ SPARSEKERN_DEFINE(avx2, few_r1_avx2, SingleBlocks<Vec8, 3, 4, RowsFamily<float, 
 SPARSEKERN_DEFINE(avx2, tokens_nm_avx2, SingleNM<Vec8, 12, 1>)
 SPARSEKERN_DEFINE(avx2, few_nm_avx2, SingleNM<Vec8, 3, 4>)
 
+SPARSEKERN_DEFINE_UNWIDENED(avx2, outputs_r16_avx2, FewOfBFloat16<Vec8, Vec8, 4, 8>)
+SPARSEKERN_DEFINE_UNWIDENED(avx2, outputs_r8_avx2, FewOfBFloat16<Vec8, Vec8, 4, 8>)
+SPARSEKERN_DEFINE_UNWIDENED(avx2, outputs_r4_avx2, FewOfBFloat16<Vec4, Vec8, 4, 8>)
+SPARSEKERN_DEFINE_UNWIDENED(avx2, vector_r16_avx2, FewOfBFloat16<Vec8, Vec8, 4, 8>)
+SPARSEKERN_DEFINE_UNWIDENED(avx2, vector_r8_avx2, FewOfBFloat16<Vec8, Vec8, 4, 8>)
+SPARSEKERN_DEFINE_UNWIDENED(avx2, vector_r4_avx2, FewOfBFloat16<Vec4, Vec8, 4, 8>)
 SPARSEKERN_DEFINE_UNWIDENED(avx2, few_nm_avx2, PicksOfBFloat16<Vec8>)
 SPARSEKERN_DEFINE_UNWIDENED(avx2, few_r1_avx2, RowsFamily<sparsekern::BFloat16, Vec4, Vec8>)
 

@@ -46,6 +46,13 @@ SPARSEKERN_DEFINE(avx512, few_r1_avx512,
 SPARSEKERN_DEFINE(avx512, tokens_nm_avx512, SingleNM<Vec16, 8, 1>)
 SPARSEKERN_DEFINE(avx512, few_nm_avx512, SingleNM<Vec16, 4, 4>)
 
+SPARSEKERN_DEFINE_UNWIDENED(avx512, outputs_r32_avx512, FewOfBFloat16<Vec16, Vec16, 8, 16>)
+SPARSEKERN_DEFINE_UNWIDENED(avx512, outputs_r16_avx512, FewOfBFloat16<Vec16, Vec16, 8, 16>)
+SPARSEKERN_DEFINE_UNWIDENED(avx512, outputs_r8_avx512, FewOfBFloat16<Vec8, Vec16, 8, 16>)
+SPARSEKERN_DEFINE_UNWIDENED(avx512, outputs_r4_avx512, FewOfBFloat16<Vec4, Vec16, 8, 16>)
+SPARSEKERN_DEFINE_UNWIDENED(avx512, vector_r16_avx512, FewOfBFloat16<Vec16, Vec16, 8, 16>)
+SPARSEKERN_DEFINE_UNWIDENED(avx512, vector_r8_avx512, FewOfBFloat16<Vec8, Vec16, 8, 16>)
+SPARSEKERN_DEFINE_UNWIDENED(avx512, vector_r4_avx512, FewOfBFloat16<Vec4, Vec16, 8, 16>)
 SPARSEKERN_DEFINE_UNWIDENED(avx512, few_nm_avx512, PicksOfBFloat16<Vec16>)
 SPARSEKERN_DEFINE_UNWIDENED(avx512, few_r1_avx512,
                             RowsFamily<sparsekern::BFloat16, Vec4, Vec8, Vec16>)

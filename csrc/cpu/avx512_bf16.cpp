@@ -15,8 +15,10 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 
 SPARSEKERN_REGION_BEGIN("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,prfchw")
+#include "cpu/isa/avx2.h"
 #include "cpu/isa/avx512.h"
 #include "cpu/isa/avx512_bf16.h"
+#include "cpu/isa/avx512_bf16_dots.h"
 
 namespace sparsekern::avx512_bf16 {
 namespace {
@@ -25,6 +27,7 @@ namespace {
 #include "cpu/driver.inl.h"
 #include "cpu/lines.inl.h"
 #include "cpu/pairs_panel.inl.h"
+#include "cpu/dots.inl.h"
 #include "cpu/pairs_chunk.inl.h"
 #include "cpu/pairs.inl.h"
 #include "cpu/pairs_rows.inl.h"
@@ -35,6 +38,9 @@ namespace {
 }  // namespace
 }  // namespace sparsekern::avx512_bf16
 
+SPARSEKERN_DEFINE(avx512_bf16, dots_r16_avx512_bf16, DotsFamily<Dots<16>, Pairs16>)
+SPARSEKERN_DEFINE(avx512_bf16, dots_r8_avx512_bf16, DotsFamily<Dots<8>, Pairs16>)
+SPARSEKERN_DEFINE(avx512_bf16, dots_r4_avx512_bf16, DotsFamily<Dots<4>, Pairs16>)
 SPARSEKERN_DEFINE(avx512_bf16, pairs_r8_avx512_bf16, PairsFamily<Pairs16, 8, 2>)
 SPARSEKERN_DEFINE(avx512_bf16, pairs_r4_avx512_bf16, PairsFamily<Pairs16, 4, 4>)
 SPARSEKERN_DEFINE(avx512_bf16, pairs_r1_avx512_bf16, PairsOfBlocks<Pairs16, 4>)

@@ -8,6 +8,7 @@
 #include "cpu/lines.inl.h"
 #include "cpu/tokens.inl.h"
 #include "cpu/vector.inl.h"
+#include "cpu/unwidened_blocks.inl.h"
 #include "cpu/picks.inl.h"
 #include "cpu/rows.inl.h"
 #include "cpu/single_rows.inl.h"

@@ -39,7 +39,10 @@ LinearKernel unwidened_kernel(const KernelInfo& kernel, const NMMatrixOf<BFloat1
 
 LinearKernel unwidened_kernel(const KernelInfo& kernel, const BlockMatrixOf<BFloat16>& a,
                               int64_t tokens) {
-  return a.rows * a.cols == 1 ? find(kernel, tokens) : nullptr;
+  // Kernels of rows take single weights; the others keep the sums of a whole block row at once.
+  const bool fits = kernel.family == KernelFamily::kSingle ? a.rows * a.cols == 1
+                                                           : a.rows * kMostFewTokens <= kMostCells;
+  return fits ? find(kernel, tokens) : nullptr;
 }
 
 }  // namespace sparsekern

@@ -1,27 +1,26 @@
-// Kernels for one token: a product with a vector. Included inside an ISA region, once for each ISA
-// namespace.
+// Kernels for one token, and of bfloat16 for a few: a product with a vector, or with some side by
+// side. Included inside an ISA region, once for each ISA namespace.
 //
-//   acc[s][v] += weights[s][k][v] * splat(x[k])       S streams x NV vectors of outputs
+//   acc[s][t][v] += weights[s][k][v] * splat(x[k][t])       S streams x T tokens x NV vectors of
+//                                                           outputs
 //
-// Every weight is used once, so the time is that of reading them. A core has more reads of memory
+// Every weight is read once, so the time is that of reading them. A core has more reads of memory
 // under way when it follows several streams: block rows of one strip are cut into S parts of as
 // many blocks, and walked through side by side. The strips of taller ones lie side by side in
 // memory, and are dealt out to the streams in turn.
 
 // Every `step`-th strip of consecutive block rows.
-template <class V, int NV>
+template <class Value, int64_t kStrip>
 struct Walk {
-  static constexpr int64_t kStrip = NV * V::kLanes;
-
   int64_t row, row_end, offset, step;
-  const float* w;
+  const Value* w;
   const uint16_t* column;
   int64_t blocks;  // left in this strip
 
   bool ended() const { return row == row_end; }
 
   // Moves to the next strip; false at the end.
-  SPARSEKERN_INLINE bool next(const BlockMatrix& a) {
+  SPARSEKERN_INLINE bool next(const BlockMatrixOf<Value>& a) {
     for (offset += step * kStrip; offset >= a.rows; offset -= a.rows) ++row;
     if (row >= row_end || row * a.rows + offset >= a.out_features) {
       row = row_end;
@@ -35,18 +34,26 @@ struct Walk {
   }
 };
 
-template <class V, int NV, int S>
+// Where sums go: rows of outputs, a row for each token.
+struct Sums {
+  float* y;  // of output 0
+  int64_t stride;
+  const float* bias;  // or null
+};
+
+template <class Value, class V, int NV, int T, int S>
 struct VectorStreams {
   using Reg = typename V::Reg;
   static constexpr int kLanes = V::kLanes;
   static constexpr int64_t kStrip = NV * kLanes;
+  using StripWalk = Walk<Value, kStrip>;
 
-  // The next `blocks` blocks of every stream.
+  // The next `blocks` blocks of every stream; x holds T tokens of each input.
   template <bool kSingleColumns>
-  static SPARSEKERN_INLINE void add(Reg acc[S][NV], Walk<V, NV> walks[S], int64_t blocks,
-                                    const BlockMatrix& a, const float* x) {
+  static SPARSEKERN_INLINE void add(Reg acc[S][T][NV], StripWalk walks[S], int64_t blocks,
+                                    const BlockMatrixOf<Value>& a, const float* x) {
     const int64_t rows = a.rows, cols = a.cols;
-    const float* w[S];
+    const Value* w[S];
     const uint16_t* column[S];
     SPARSEKERN_UNROLL
     for (int s = 0; s < S; ++s) {
@@ -58,10 +65,15 @@ struct VectorStreams {
       for (int64_t j = 0; j < (kSingleColumns ? 1 : cols); ++j, at += rows) {
         SPARSEKERN_UNROLL
         for (int s = 0; s < S; ++s) {
-          const Reg token = V::splat(x + column[s][i] * (kSingleColumns ? 1 : cols) + j);
+          const float* token = x + (column[s][i] * (kSingleColumns ? 1 : cols) + j) * T;
+          Reg weight[NV];
           SPARSEKERN_UNROLL
-          for (int v = 0; v < NV; ++v) {
-            acc[s][v] = V::fma(V::load(w[s] + at + v * kLanes), token, acc[s][v]);
+          for (int v = 0; v < NV; ++v) weight[v] = V::load(w[s] + at + v * kLanes);
+          SPARSEKERN_UNROLL
+          for (int t = 0; t < T; ++t) {
+            const Reg input = V::splat(token + t);
+            SPARSEKERN_UNROLL
+            for (int v = 0; v < NV; ++v) acc[s][t][v] = V::fma(weight[v], input, acc[s][t][v]);
           }
         }
       }
@@ -74,33 +86,38 @@ struct VectorStreams {
     }
   }
 
-  static SPARSEKERN_INLINE void store(const Reg acc[NV], const Walk<V, NV>& walk,
-                                      const BlockMatrix& a, const LinearCall& call, float* y) {
+  static SPARSEKERN_INLINE void store(const Reg acc[T][NV], const StripWalk& walk,
+                                      const BlockMatrixOf<Value>& a, const Sums& sums) {
     const int64_t output = walk.row * a.rows + walk.offset;
     SPARSEKERN_UNROLL
     for (int v = 0; v < NV; ++v) {
       const int64_t n = output + v * kLanes;
       const int valid = (int)max64(0, min64(kLanes, a.out_features - n));
-      Reg sum = acc[v];
-      if (valid == kLanes) {
-        if (call.bias != nullptr) sum = V::add(sum, V::load(call.bias + n));
-        V::store(y + n, sum);
-      } else if (valid > 0) {
-        if (call.bias != nullptr) sum = V::add(sum, V::load_first(call.bias + n, valid));
-        V::store_first(y + n, sum, valid);
+      float* y = sums.y + n;
+      SPARSEKERN_UNROLL
+      for (int t = 0; t < T; ++t, y += sums.stride) {
+        Reg sum = acc[t][v];
+        if (valid == kLanes) {
+          if (sums.bias != nullptr) sum = V::add(sum, V::load(sums.bias + n));
+          V::store(y, sum);
+        } else if (valid > 0) {
+          if (sums.bias != nullptr) sum = V::add(sum, V::load_first(sums.bias + n, valid));
+          V::store_first(y, sum, valid);
+        }
       }
     }
   }
 
   // Walks on until a stream ends. `begun` holds what the current strips have summed up so far.
   template <bool kSingleColumns>
-  static SPARSEKERN_NOINLINE void run(const BlockMatrix& a, const LinearCall& call, const float* x,
-                                      float* y, Walk<V, NV> walks[S], float* begun) {
-    Reg acc[S][NV];
+  static SPARSEKERN_NOINLINE void run(const BlockMatrixOf<Value>& a, const float* x,
+                                      const Sums& sums, StripWalk walks[S],
+                                      float begun[S][T * kStrip]) {
+    Reg acc[S][T][NV];
     SPARSEKERN_UNROLL
     for (int s = 0; s < S; ++s) {
       SPARSEKERN_UNROLL
-      for (int v = 0; v < NV; ++v) acc[s][v] = V::load(begun + s * kStrip + v * kLanes);
+      for (int i = 0; i < T * NV; ++i) acc[s][i / NV][i % NV] = V::load(begun[s] + i * kLanes);
     }
     for (;;) {
       int64_t blocks = walks[0].blocks;
@@ -111,9 +128,9 @@ struct VectorStreams {
       SPARSEKERN_UNROLL
       for (int s = 0; s < S; ++s) {
         if (walks[s].blocks == 0) {
-          store(acc[s], walks[s], a, call, y);
+          store(acc[s], walks[s], a, sums);
           SPARSEKERN_UNROLL
-          for (int v = 0; v < NV; ++v) acc[s][v] = V::zero();
+          for (int i = 0; i < T * NV; ++i) acc[s][i / NV][i % NV] = V::zero();
           ended |= !walks[s].next(a);
         }
       }
@@ -121,7 +138,7 @@ struct VectorStreams {
         SPARSEKERN_UNROLL
         for (int s = 0; s < S; ++s) {
           SPARSEKERN_UNROLL
-          for (int v = 0; v < NV; ++v) V::store(begun + s * kStrip + v * kLanes, acc[s][v]);
+          for (int i = 0; i < T * NV; ++i) V::store(begun[s] + i * kLanes, acc[s][i / NV][i % NV]);
         }
         return;
       }
@@ -129,17 +146,15 @@ struct VectorStreams {
   }
 };
 
-template <class V, class Wide, int NV>
-struct VectorFamily {
-  using Matrix = BlockMatrix;
-  static constexpr KernelFamily kFamily = KernelFamily::kVector;
-  static constexpr int64_t kPanel = 1;
-  static constexpr int kStreams = 4;
+// All block rows of a share, for T tokens.
+template <class Value, class V, int NV, int T, int kStreams>
+struct VectorRows {
+  using Matrix = BlockMatrixOf<Value>;
   static constexpr int64_t kStrip = NV * V::kLanes;
-  static constexpr int64_t kTileOutputs = kStrip, kTileLanes = V::kLanes;
+  using StripWalk = Walk<Value, kStrip>;
 
   // First of the block rows [begin, end) that has at least `blocks` blocks before it.
-  static int64_t row_after(const BlockMatrix& a, int64_t begin, int64_t end, int64_t blocks) {
+  static int64_t row_after(const Matrix& a, int64_t begin, int64_t end, int64_t blocks) {
     while (begin < end) {
       const int64_t middle = begin + (end - begin) / 2;
       if (a.offsets[middle] < blocks) {
@@ -152,22 +167,22 @@ struct VectorFamily {
   }
 
   template <bool kSingleColumns>
-  static void run(const BlockMatrix& a, const LinearCall& call, const Share& share, const float* x,
-                  float* y) {
-    Walk<V, NV> walks[kStreams];
-    float begun[kStreams * kStrip] = {};
+  static void run(const Matrix& a, int64_t row_begin, int64_t row_end, const float* x,
+                  const Sums& sums) {
+    StripWalk walks[kStreams];
+    float begun[kStreams][T * kStrip] = {};
     int walking = 0;
-    const int64_t first = a.offsets[share.row_begin];
-    const int64_t blocks = a.offsets[share.row_end] - first;
-    int64_t row = share.row_begin;
+    const int64_t first = a.offsets[row_begin];
+    const int64_t blocks = a.offsets[row_end] - first;
+    int64_t row = row_begin;
     for (int s = 0; s < kStreams; ++s) {
-      Walk<V, NV>& walk = walks[walking];
+      StripWalk& walk = walks[walking];
       if (a.rows > kStrip) {
-        walk = {row, share.row_end, (s - kStreams) * kStrip, kStreams, nullptr, nullptr, 0};
+        walk = {row, row_end, (s - kStreams) * kStrip, kStreams, nullptr, nullptr, 0};
       } else {
-        const int64_t end = s + 1 == kStreams ? share.row_end
-                                              : row_after(a, row, share.row_end,
-                                                          first + blocks * (s + 1) / kStreams);
+        const int64_t end = s + 1 == kStreams
+                                ? row_end
+                                : row_after(a, row, row_end, first + blocks * (s + 1) / kStreams);
         walk = {row, end, -kStrip, 1, nullptr, nullptr, 0};
         row = end;
       }
@@ -175,30 +190,57 @@ struct VectorFamily {
     }
     while (walking > 0) {
       if (walking == kStreams) {
-        VectorStreams<V, NV, kStreams>::template run<kSingleColumns>(a, call, x, y, walks, begun);
+        run_streams<kSingleColumns, kStreams>(a, x, sums, walks, begun);
       } else if (walking >= 2) {
-        VectorStreams<V, NV, 2>::template run<kSingleColumns>(a, call, x, y, walks, begun);
+        run_streams<kSingleColumns, 2>(a, x, sums, walks, begun);
       } else {
-        VectorStreams<V, NV, 1>::template run<kSingleColumns>(a, call, x, y, walks, begun);
+        run_streams<kSingleColumns, 1>(a, x, sums, walks, begun);
       }
       walking = still_walking(walks, begun, walking);
     }
   }
 
+  template <bool kSingleColumns, int S>
+  static SPARSEKERN_INLINE void run_streams(const Matrix& a, const float* x, const Sums& sums,
+                                            StripWalk walks[], float begun[][T * kStrip]) {
+    if constexpr (S <= kStreams) {
+      VectorStreams<Value, V, NV, T, S>::template run<kSingleColumns>(a, x, sums, walks, begun);
+    }
+  }
+
   // Closes the ranks of the streams that have not ended.
-  static int still_walking(Walk<V, NV> walks[kStreams], float* begun, int walking) {
+  static int still_walking(StripWalk walks[kStreams], float begun[kStreams][T * kStrip],
+                           int walking) {
     int kept = 0;
     for (int s = 0; s < walking; ++s) {
       if (walks[s].ended()) continue;
       walks[kept] = walks[s];
-      for (int64_t n = 0; n < kStrip; ++n) begun[kept * kStrip + n] = begun[s * kStrip + n];
+      for (int64_t n = 0; n < T * kStrip; ++n) begun[kept][n] = begun[s][n];
       ++kept;
     }
     return kept;
   }
 
+  static void run(const Matrix& a, int64_t row_begin, int64_t row_end, const float* x,
+                  const Sums& sums) {
+    if (a.cols == 1) {
+      run<true>(a, row_begin, row_end, x, sums);
+    } else {
+      run<false>(a, row_begin, row_end, x, sums);
+    }
+  }
+};
+
+// One token of float32.
+template <class V, class Wide, int NV>
+struct VectorFamily {
+  using Matrix = BlockMatrix;
+  static constexpr KernelFamily kFamily = KernelFamily::kVector;
+  static constexpr int64_t kPanel = 1;
+  static constexpr int64_t kTileOutputs = NV * V::kLanes, kTileLanes = V::kLanes;
+
   // Token by token, for a caller that names this kernel and has several.
-  static void run_share(const BlockMatrix& a, const LinearCall& call, const Share& share) {
+  static void run_share(const Matrix& a, const LinearCall& call, const Share& share) {
     const int64_t padded = a.padded_in_features();
     const int64_t output = share.row_begin * a.rows;
     const int64_t outputs = min64(share.row_end * a.rows, a.out_features) - output;
@@ -210,11 +252,8 @@ struct VectorFamily {
         for (int64_t k = a.in_features; k < padded; ++k) share.scratch[k] = 0.0f;
         x = share.scratch;
       }
-      if (a.cols == 1) {
-        run<true>(a, call, share, x, y);
-      } else {
-        run<false>(a, call, share, x, y);
-      }
+      VectorRows<float, V, NV, 1, 4>::run(a, share.row_begin, share.row_end, x,
+                                          Sums{y, 0, call.bias});
       if (call.activation != Activation::kNone) {
         activate_rows<Wide>(y + output, call.y_stride, 1, outputs, call.activation);
       }

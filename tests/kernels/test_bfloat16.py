@@ -138,7 +138,7 @@ def test_is_the_float32_result_rounded(kernel: Kernel) -> None:
     weight = block_weight((2 * rows, 64), rows, 1, 1.0)
     weight.parts["values"] = torch.zeros_like(weight.parts["values"])
     weight.parts["values"][:, :, 0] = 1.0  # the sum of the inputs
-    tiny = 0.0 if kernel.name.startswith(("pairs", "tiles")) else 1e-40
+    tiny = 0.0 if kernel.name.startswith(("dots", "pairs", "tiles")) else 1e-40
     special = [float("nan"), float("inf"), -float("inf"), 3.4e38, -0.0, tiny, 1.0 + 2.0**-7, 1.0]
     x = torch.zeros(len(special) + 2, 64)
     x[: len(special), 5] = torch.tensor(special)

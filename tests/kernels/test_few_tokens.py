@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from block_cases import ACTIVATIONS, Expected, Weight
+from block_cases import ACTIVATIONS, Expected, Kernel, Weight, kernels
 from torch import Tensor
 
 import sparsekern as sk
@@ -12,6 +12,10 @@ import sparsekern as sk
 FEW = [r.name for r in sk.kernels() if r.runs_here and r.name.startswith("few_")]
 few_r1 = pytest.mark.parametrize("kernel", [name for name in FEW if "_r1_" in name])
 few_nm = pytest.mark.parametrize("kernel", [name for name in FEW if "_nm_" in name])
+BLOCKS = [k for k in kernels("bfloat16") if k.name.startswith(("dots", "outputs", "vector"))]
+of_blocks = pytest.mark.parametrize("kernel", BLOCKS, ids=lambda k: k.name)
+of_one_token = pytest.mark.parametrize("kernel", [k for k in BLOCKS if "vector" in k.name], ids=lambda k: k.name)
+of_tall_blocks = pytest.mark.parametrize("kernel", [k for k in BLOCKS if k.multiple], ids=lambda k: k.name)
 TOKENS = range(1, 18)
 
 
@@ -95,3 +99,64 @@ def test_bfloat16_of_rows_is_the_float32_result_rounded(kernel: str, threads: No
         for count in (1, 3):
             torch.set_num_threads(count)
             assert torch.equal(narrow(x[:tokens], kernel, bias, "silu"), expected), f"{tokens} tokens, {count} threads"
+
+
+def narrowed(weight: Weight) -> Weight:
+    """The same in bfloat16."""
+    values = weight.parts["values"].bfloat16()
+    block = sk.Block(values.shape[-1], values.shape[1])
+    dense = block.unpack({**weight.parts, "values": values.double()}, tuple(weight.dense.shape))
+    return Weight({**weight.parts, "values": values}, dense, weight.mask)
+
+
+@of_blocks
+@pytest.mark.parametrize("cols", [1, 2, 3, 40])
+def test_bfloat16_of_blocks(kernel: Kernel, cols: int, threads: None) -> None:
+    """Every number of tokens; strips side by side in tall blocks, more of them than are taken together."""
+    for factor in (1, 2, 11) if kernel.multiple else (1,):
+        rows = factor * kernel.rows
+        weight = narrowed(Weight.random((3 * rows + kernel.rows // 2, 611), rows, cols, 0.4))
+        x, bias = torch.randn(17, 611).bfloat16(), torch.randn(weight.dense.shape[0]).bfloat16()
+        for tokens in TOKENS:
+            activation = list(ACTIVATIONS)[tokens % 4]
+            product = x[:tokens].double() @ weight.dense.T + bias.double()
+            bound = (x[:tokens].double().abs() @ weight.dense.abs().T + bias.double().abs()) * 620 * 2.0**-24
+            wanted = ACTIVATIONS[activation](product)
+            results = []
+            for count in (1, 3):
+                torch.set_num_threads(count)
+                results.append(weight(x[:tokens], kernel.name, bias, activation))
+            assert torch.equal(*results), f"{rows} rows, {tokens} tokens"
+            difference = (results[0].double() - wanted).abs()
+            assert (difference <= 1.2 * bound + 2.0**-8 * wanted.abs()).all(), f"{rows} rows, {tokens} tokens"
+
+
+@of_one_token
+def test_one_token_of_bfloat16_is_the_float32_result_rounded(kernel: Kernel) -> None:
+    weight = narrowed(Weight.random((10 * kernel.rows, 1100), kernel.rows, 1, 0.5))
+    wide = Weight({**weight.parts, "values": weight.parts["values"].float()}, weight.dense, weight.mask)
+    x, bias = torch.randn(1, 1100).bfloat16(), torch.randn(10 * kernel.rows).bfloat16()
+    expected = wide(x.float(), kernel.name, bias.float(), "silu").bfloat16()
+    assert torch.equal(weight(x, kernel.name, bias, "silu"), expected)
+
+
+@of_tall_blocks
+def test_blocks_taller_than_the_sums_that_are_kept(kernel: Kernel) -> None:
+    rows = 4112 if kernel.rows <= 16 else 4128
+    weight = narrowed(Weight.random((rows + 21, 30), rows, 1, 0.7))
+    for tokens in (1, 2, 8):
+        x = torch.randn(tokens, 30).bfloat16()
+        torch.testing.assert_close(
+            weight(x, kernel.name).double(), x.double() @ weight.dense.T, rtol=2.0**-7, atol=1e-5
+        )
+
+
+@of_blocks
+def test_a_weight_that_is_not_finite_reaches_its_output_alone(kernel: Kernel) -> None:
+    """The last step of a block row has fewer inputs than a vector: its neighbours are another row's."""
+    weight = narrowed(Weight.of_blocks((4 * kernel.rows, 90), kernel.rows, 1, torch.eye(4, 90, dtype=torch.bool)))
+    weight.parts["values"][2, 0, 1] = float("nan")
+    for tokens in (1, 3, 7, 12, 16):
+        y = weight(torch.randn(tokens, 90).bfloat16(), kernel.name)
+        wrong = y.isnan().nonzero()[:, 1].unique()
+        assert wrong.tolist() == [2 * kernel.rows + 1], f"{tokens} tokens"

@@ -66,6 +66,13 @@ struct Pairs16 {
     odd = _mm512_unpackhi_epi64(low, high);
   }
 
+  // The rows of two inputs, one after the other, given the pairs that each token has of them.
+  static SPARSEKERN_INLINE Pairs one_by_one(Pairs pairs) {
+    alignas(64) uint16_t from[32];
+    for (int i = 0; i < 32; ++i) from[i] = (uint16_t)(i % 16 * 2 + i / 16);
+    return _mm512_permutexvar_epi16(_mm512_load_si512(from), pairs);
+  }
+
   // Pairs of the two outputs that each token has.
   static SPARSEKERN_INLINE Pairs round_pairs(Reg first, Reg second) {
     const __m512i side_by_side = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
