@@ -124,7 +124,7 @@ using LinearCall = CallOf<float>;
 constexpr int64_t kMostChunkRows = 4096;
 // Sums that a kernel keeps between K-tiles, at most: a part of L2.
 constexpr int64_t kMostCells = 32 * 1024;
-constexpr int64_t kMostFewTokens = 8;  // whose sums, of bfloat16 blocks read unwidened, lie there
+constexpr int64_t kMostFewTokens = 16;  // whose sums, of bfloat16 blocks read unwidened, lie there
 constexpr int64_t kMostCursors = kMostCells / 4;  // of as many outputs, for vectors of 4 tokens
 
 // Tokens that kernels of single rows hold at once. More sums hide how long each takes, yet where a

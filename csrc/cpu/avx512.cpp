@@ -32,27 +32,20 @@ using sparsekern::avx2::Vec4;
 using sparsekern::avx2::Vec8;
 
 SPARSEKERN_DEFINE(avx512, outputs_r32_avx512, OutputsFamily<Vec16, Vec16, 2, 12>)
-SPARSEKERN_DEFINE(avx512, outputs_r16_avx512, OutputsFamily<Vec8, Vec16, 2, 12>)
-SPARSEKERN_DEFINE(avx512, outputs_r8_avx512, OutputsFamily<Vec8, Vec16, 1, 12>)
-SPARSEKERN_DEFINE(avx512, outputs_r4_avx512, OutputsFamily<Vec4, Vec16, 1, 12>)
 SPARSEKERN_DEFINE(avx512, tokens_r8_avx512, TokensFamily<Vec16, 8, 3, 0>)
 SPARSEKERN_DEFINE(avx512, tokens_r4_avx512, TokensFamily<Vec16, 4, 4, 0>)
-SPARSEKERN_DEFINE(avx512, vector_r16_avx512, VectorFamily<Vec8, Vec16, 2>)
-SPARSEKERN_DEFINE(avx512, vector_r8_avx512, VectorFamily<Vec8, Vec16, 1>)
-SPARSEKERN_DEFINE(avx512, vector_r4_avx512, VectorFamily<Vec4, Vec16, 1>)
+SPARSEKERN_DEFINE(avx512, vector_r16_avx512, VectorFamily<Vec8, Vec16, 2, Vec16, 16, 16>)
+SPARSEKERN_DEFINE(avx512, vector_r8_avx512, VectorFamily<Vec8, Vec16, 1, Vec8, 16, 16>)
+SPARSEKERN_DEFINE(avx512, vector_r4_avx512, VectorFamily<Vec4, Vec16, 1, Vec4, 16, 16>)
 SPARSEKERN_DEFINE(avx512, tokens_r1_avx512, SingleBlocks<Vec16, 8, 1>)
 SPARSEKERN_DEFINE(avx512, few_r1_avx512,
                   SingleBlocks<Vec16, 4, 4, RowsFamily<float, Vec4, Vec8, Vec16>>)
 SPARSEKERN_DEFINE(avx512, tokens_nm_avx512, SingleNM<Vec16, 8, 1>)
 SPARSEKERN_DEFINE(avx512, few_nm_avx512, SingleNM<Vec16, 4, 4>)
 
-SPARSEKERN_DEFINE_UNWIDENED(avx512, outputs_r32_avx512, FewOfBFloat16<Vec16, Vec16, 8, 16>)
-SPARSEKERN_DEFINE_UNWIDENED(avx512, outputs_r16_avx512, FewOfBFloat16<Vec16, Vec16, 8, 16>)
-SPARSEKERN_DEFINE_UNWIDENED(avx512, outputs_r8_avx512, FewOfBFloat16<Vec8, Vec16, 8, 16>)
-SPARSEKERN_DEFINE_UNWIDENED(avx512, outputs_r4_avx512, FewOfBFloat16<Vec4, Vec16, 8, 16>)
-SPARSEKERN_DEFINE_UNWIDENED(avx512, vector_r16_avx512, FewOfBFloat16<Vec16, Vec16, 8, 16>)
-SPARSEKERN_DEFINE_UNWIDENED(avx512, vector_r8_avx512, FewOfBFloat16<Vec8, Vec16, 8, 16>)
-SPARSEKERN_DEFINE_UNWIDENED(avx512, vector_r4_avx512, FewOfBFloat16<Vec4, Vec16, 8, 16>)
+SPARSEKERN_DEFINE_UNWIDENED(avx512, vector_r16_avx512, FewOfBFloat16<Vec16, Vec16, 16, 16>)
+SPARSEKERN_DEFINE_UNWIDENED(avx512, vector_r8_avx512, FewOfBFloat16<Vec8, Vec16, 16, 16>)
+SPARSEKERN_DEFINE_UNWIDENED(avx512, vector_r4_avx512, FewOfBFloat16<Vec4, Vec16, 16, 16>)
 SPARSEKERN_DEFINE_UNWIDENED(avx512, few_nm_avx512, PicksOfBFloat16<Vec16>)
 SPARSEKERN_DEFINE_UNWIDENED(avx512, few_r1_avx512,
                             RowsFamily<sparsekern::BFloat16, Vec4, Vec8, Vec16>)

@@ -8,17 +8,6 @@ struct FewOfBFloat16 {
   static constexpr int64_t kMostTokens = kMost;
   static_assert(kMost <= kMostFewTokens, "sums of a block row");
 
-  // Tokens of each input side by side; lanes beyond `tokens` repeat the last one.
-  template <int T>
-  static void pack(const CallOf<BFloat16>& call, int64_t first, int64_t tokens, int64_t inputs,
-                   int64_t padded, float* panel) {
-    for (int64_t t = 0; t < T; ++t) {
-      const BFloat16* x = call.x + (first + min64(t, tokens - 1)) * call.x_stride;
-      for (int64_t k = 0; k < inputs; ++k) panel[k * T + t] = widened(x[k]);
-    }
-    for (int64_t i = inputs * T; i < padded * T; ++i) panel[i] = 0.0f;
-  }
-
   // Bias, activation and the way into y.
   static void finish(const CallOf<BFloat16>& call, int64_t token, int64_t output, int64_t outputs,
                      float* sums) {
@@ -36,11 +25,12 @@ struct FewOfBFloat16 {
   static void run_tokens(const Matrix& a, const CallOf<BFloat16>& call, const Share& share) {
     const int64_t tokens = share.token_end - share.token_begin;
     if constexpr (T < kMost) {
-      if (tokens > T) return run_tokens<2 * T>(a, call, share);
+      if (tokens > T) return run_tokens<wider(T)>(a, call, share);
     }
     float* const sums = share.scratch;
     float* const panel = sums + kMostCells;
-    pack<T>(call, share.token_begin, tokens, a.in_features, a.padded_in_features(), panel);
+    pack_side_by_side<T>(call.x + share.token_begin * call.x_stride, call.x_stride, tokens,
+                         a.in_features, a.padded_in_features(), panel);
     const int64_t rows = kMostCells / (T * a.rows);
     int64_t end;
     for (int64_t begin = share.row_begin; begin < share.row_end; begin = end) {
@@ -48,7 +38,7 @@ struct FewOfBFloat16 {
       const int64_t output = begin * a.rows;
       const int64_t outputs = min64(end * a.rows, a.out_features) - output;
       VectorRows<BFloat16, V, 1, T, min64(4, kSums / T)>::run(
-          a, begin, end, panel, Sums{sums - output, outputs, nullptr});
+          a, begin, end, panel, Sums{sums - output, outputs, tokens, nullptr});
       for (int64_t t = 0; t < tokens; ++t) {
         finish(call, share.token_begin + t, output, outputs, sums + t * outputs);
       }

@@ -1,5 +1,5 @@
-// Kernels for one token, and of bfloat16 for a few: a product with a vector, or with some side by
-// side. Included inside an ISA region, once for each ISA namespace.
+// Kernels for one token, or a few: a product with a vector, or with some side by side. Included
+// inside an ISA region, once for each ISA namespace.
 //
 //   acc[s][t][v] += weights[s][k][v] * splat(x[k][t])       S streams x T tokens x NV vectors of
 //                                                           outputs
@@ -37,9 +37,23 @@ struct Walk {
 // Where sums go: rows of outputs, a row for each token.
 struct Sums {
   float* y;  // of output 0
-  int64_t stride;
+  int64_t stride, tokens;
   const float* bias;  // or null
 };
+
+// Tokens side by side: so many are multiplied if one of the widths before is too narrow.
+constexpr int wider(int tokens) { return tokens < 8 ? 2 * tokens : tokens + 4; }
+
+// T tokens of each input side by side, as float32; lanes beyond `tokens` repeat the last one.
+template <int T, class Value>
+static void pack_side_by_side(const Value* x, int64_t stride, int64_t tokens, int64_t inputs,
+                              int64_t padded, float* panel) {
+  for (int64_t t = 0; t < T; ++t) {
+    const Value* row = x + min64(t, tokens - 1) * stride;
+    for (int64_t k = 0; k < inputs; ++k) panel[k * T + t] = widened(row[k]);
+  }
+  for (int64_t i = inputs * T; i < padded * T; ++i) panel[i] = 0.0f;
+}
 
 template <class Value, class V, int NV, int T, int S>
 struct VectorStreams {
@@ -47,6 +61,10 @@ struct VectorStreams {
   static constexpr int kLanes = V::kLanes;
   static constexpr int64_t kStrip = NV * kLanes;
   using StripWalk = Walk<Value, kStrip>;
+  // The hardware follows the streams of one token and of two. Those of more take more time for each
+  // line, and are fewer.
+  static constexpr bool kFetches = T > 2;
+  static constexpr int64_t kAhead = 8 * 1024 / sizeof(Value);
 
   // The next `blocks` blocks of every stream; x holds T tokens of each input.
   template <bool kSingleColumns>
@@ -68,7 +86,10 @@ struct VectorStreams {
           const float* token = x + (column[s][i] * (kSingleColumns ? 1 : cols) + j) * T;
           Reg weight[NV];
           SPARSEKERN_UNROLL
-          for (int v = 0; v < NV; ++v) weight[v] = V::load(w[s] + at + v * kLanes);
+          for (int v = 0; v < NV; ++v) {
+            if constexpr (kFetches) __builtin_prefetch(w[s] + at + v * kLanes + kAhead, 0, 2);
+            weight[v] = V::load(w[s] + at + v * kLanes);
+          }
           SPARSEKERN_UNROLL
           for (int t = 0; t < T; ++t) {
             const Reg input = V::splat(token + t);
@@ -96,6 +117,7 @@ struct VectorStreams {
       float* y = sums.y + n;
       SPARSEKERN_UNROLL
       for (int t = 0; t < T; ++t, y += sums.stride) {
+        if (t >= sums.tokens) break;
         Reg sum = acc[t][v];
         if (valid == kLanes) {
           if (sums.bias != nullptr) sum = V::add(sum, V::load(sums.bias + n));
@@ -231,31 +253,51 @@ struct VectorRows {
   }
 };
 
-// One token of float32.
-template <class V, class Wide, int NV>
+// One token by NV vectors of V; up to kMost by one of Few, kSums of whose sums registers hold.
+template <class V, class Wide, int NV, class Few = V, int64_t kMost = 1, int kSums = 8>
 struct VectorFamily {
   using Matrix = BlockMatrix;
   static constexpr KernelFamily kFamily = KernelFamily::kVector;
-  static constexpr int64_t kPanel = 1;
-  static constexpr int64_t kTileOutputs = NV * V::kLanes, kTileLanes = V::kLanes;
+  static constexpr int64_t kPanel = kMost;
+  static constexpr int64_t kTileLanes = kMost > 1 ? Few::kLanes : V::kLanes;
+  static constexpr int64_t kTileOutputs = kMost > 1 ? Few::kLanes : NV * V::kLanes;
 
-  // Token by token, for a caller that names this kernel and has several.
-  static void run_share(const Matrix& a, const LinearCall& call, const Share& share) {
+  static void run_one(const Matrix& a, const Share& share, const float* x, const Sums& sums) {
     const int64_t padded = a.padded_in_features();
+    if (padded != a.in_features) {
+      pack_side_by_side<1>(x, 0, 1, a.in_features, padded, share.scratch);
+      x = share.scratch;
+    }
+    VectorRows<float, V, NV, 1, 4>::run(a, share.row_begin, share.row_end, x, sums);
+  }
+
+  template <int T>
+  static void run_few(const Matrix& a, const Share& share, const float* x, int64_t stride,
+                      const Sums& sums) {
+    if constexpr (T < kMost) {
+      if (sums.tokens > T) return run_few<wider(T)>(a, share, x, stride, sums);
+    }
+    pack_side_by_side<T>(x, stride, sums.tokens, a.in_features, a.padded_in_features(),
+                         share.scratch);
+    VectorRows<float, Few, 1, T, min64(4, kSums / T)>::run(a, share.row_begin, share.row_end,
+                                                           share.scratch, sums);
+  }
+
+  // A caller that names this kernel may have more tokens.
+  static void run_share(const Matrix& a, const LinearCall& call, const Share& share) {
     const int64_t output = share.row_begin * a.rows;
     const int64_t outputs = min64(share.row_end * a.rows, a.out_features) - output;
-    for (int64_t t = share.token_begin; t < share.token_end; ++t) {
+    for (int64_t t = share.token_begin; t < share.token_end; t += kMost) {
       const float* x = call.x + t * call.x_stride;
       float* y = call.y + t * call.y_stride;
-      if (padded != a.in_features) {
-        __builtin_memcpy(share.scratch, x, a.in_features * sizeof(float));
-        for (int64_t k = a.in_features; k < padded; ++k) share.scratch[k] = 0.0f;
-        x = share.scratch;
+      const Sums sums{y, call.y_stride, min64(kMost, share.token_end - t), call.bias};
+      if (sums.tokens == 1) {
+        run_one(a, share, x, sums);
+      } else if constexpr (kMost > 1) {
+        run_few<2>(a, share, x, call.x_stride, sums);
       }
-      VectorRows<float, V, NV, 1, 4>::run(a, share.row_begin, share.row_end, x,
-                                          Sums{y, 0, call.bias});
       if (call.activation != Activation::kNone) {
-        activate_rows<Wide>(y + output, call.y_stride, 1, outputs, call.activation);
+        activate_rows<Wide>(y + output, call.y_stride, sums.tokens, outputs, call.activation);
       }
     }
   }
