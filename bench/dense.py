@@ -52,7 +52,9 @@ def linear_variants(linear: nn.Linear, x: Tensor, compiled: bool) -> dict[str, C
         return variants
     variants["compiled"] = partial(frozen(linear, x), x)
     variants["tuned"] = partial(frozen(linear, x, tune=True), x)
-    if torch.backends.mkldnn.is_available():
+    if torch.backends.mkldnn.is_available() and (
+        x.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    ):
         packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), x.shape[0])
         variants["onednn"] = partial(onednn, x, packed, linear.bias)
     return variants
@@ -76,7 +78,10 @@ class OneDnnFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         grad_x = onednn(grad, weight.t()) if ctx.needs_input_grad[0] else None
-        return grad_x, onednn(grad.t(), x.t()), grad.sum(0)
+        # What comes first is copied: the narrower of both.
+        narrow_x = x.shape[1] < grad.shape[1]
+        grad_weight = onednn(x.t(), grad.t()).t() if narrow_x else onednn(grad.t(), x.t())
+        return grad_x, grad_weight, grad.sum(0)
 
 
 class OneDnnLinear(nn.Linear):

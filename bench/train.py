@@ -1,9 +1,9 @@
 """Training steps of packed layers against dense PyTorch: python bench/train.py --out results.jsonl
 
 The gradients of one layer, each alone, and a whole step (forward, backward, SGD) of a two-layer perceptron. For every
-case: correctness against float64 first; then ours, eager dense PyTorch and the fastest dense one, interleaved. Ten
-rounds of eager, compiled and by oneDNN (dense.py) before decide which that is. What is timed is what autograd calls:
-transposing gradients and activations, tails and output layout are all inside. Efficiency is speed-up x density.
+case: correctness against float64 first; then ours and the fastest dense PyTorch, interleaved, and ours and eager. Ten
+rounds of eager, compiled and by oneDNN (dense.py) before decide which is the fastest. What is timed is what autograd
+calls: transposing gradients and activations, tails and output layout are all inside. Efficiency is speed-up x density.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ def gradient_cases(options: argparse.Namespace, count: int, sides: tuple[int, in
             dense[of]["compiled"] = torch.compile(call, dynamic=False)
         dense["input"]["onednn"] = lambda: onednn(grad, weight.t())
         dense["values"]["onednn"] = lambda: onednn(grad.t(), x.t())
+        dense["values"]["onednn transposed"] = lambda: onednn(x.t(), grad.t()).t()
     for granularity in options.granularities:
         packed = pack(weight, granularity, options.density)
         shape = (out_features, in_features)

@@ -175,7 +175,7 @@ struct Share {
 
 // How the loop of a kernel is laid out, which says how many loads its multiply-adds take: vectors
 // of outputs, vectors of tokens, vectors of tokens for one output at a time, a single token, or
-// vectors of tokens with two inputs each, or tiles of outputs and inputs.
+// vectors of tokens or of outputs with two inputs each and more, or tiles of outputs and inputs.
 enum class KernelFamily : int32_t { kOutputs, kTokens, kSingle, kVector, kPairs, kTiles };
 
 // The weight is a BlockMatrixOf or an NMMatrixOf, as the kernel's format says, and the call a

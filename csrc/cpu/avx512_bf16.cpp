@@ -15,7 +15,6 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 
 SPARSEKERN_REGION_BEGIN("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,prfchw")
-#include "cpu/isa/avx2.h"
 #include "cpu/isa/avx512.h"
 #include "cpu/isa/avx512_bf16.h"
 #include "cpu/isa/avx512_bf16_dots.h"

@@ -48,8 +48,8 @@ struct DotsStrips {
   }
 
   // Adds `inputs` inputs of a strip to its sums. The rows of weights are `stride` apart, or follow
-  // one another. A step of all strips has as many lines as there are strips, and each fetches one
-  // of them: `ahead`, from its weights.
+  // one another. A step of the strips that go together has as many lines as there are strips, and
+  // each fetches one of them: `ahead`, from its weights.
   template <bool kDense>
   static SPARSEKERN_NOINLINE void add_strip(const BFloat16* w, int64_t stride, int64_t ahead,
                                             int64_t inputs, const BFloat16* tokens, Reg sums[T]) {
@@ -114,8 +114,7 @@ struct DotsStrips {
         const int valid = (int)min64(kLine, outputs - n);
         float bias[kLine] = {};
         for (int i = 0; call.bias != nullptr && i < valid; ++i) {
-          const uint32_t bits = (uint32_t)call.bias[output + n + i].bits << 16;
-          __builtin_memcpy(bias + i, &bits, sizeof bits);
+          bias[i] = Pairs16::widened(call.bias[output + n + i]);
         }
         const float* line = sums + n;
         BFloat16* y = call.y + token * call.y_stride + output + n;
@@ -170,7 +169,8 @@ struct DotsStrips {
             if (a.rows == V::kOutputs) {
               add_strip<true>(w + k * a.rows, a.rows, kAhead, count, laid_out, sums[s]);
             } else {
-              const int64_t ahead = kAhead + n / V::kOutputs * (32 - V::kOutputs);
+              const int64_t line = s * 32 / kGroup * a.rows + begin + s * 32 % kGroup;
+              const int64_t ahead = kAhead + line - n;
               add_strip<false>(w + k * a.rows + n, a.rows, ahead, count, laid_out, sums[s]);
             }
           }

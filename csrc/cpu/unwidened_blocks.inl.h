@@ -38,7 +38,7 @@ struct FewOfBFloat16 {
       const int64_t output = begin * a.rows;
       const int64_t outputs = min64(end * a.rows, a.out_features) - output;
       VectorRows<BFloat16, V, 1, T, min64(4, kSums / T)>::run(
-          a, begin, end, panel, Sums{sums - output, outputs, tokens, nullptr});
+          a, begin, end, panel, OutputRows{sums - output, outputs, tokens, nullptr});
       for (int64_t t = 0; t < tokens; ++t) {
         finish(call, share.token_begin + t, output, outputs, sums + t * outputs);
       }

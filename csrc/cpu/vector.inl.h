@@ -35,7 +35,7 @@ struct Walk {
 };
 
 // Where sums go: rows of outputs, a row for each token.
-struct Sums {
+struct OutputRows {
   float* y;  // of output 0
   int64_t stride, tokens;
   const float* bias;  // or null
@@ -108,7 +108,7 @@ struct VectorStreams {
   }
 
   static SPARSEKERN_INLINE void store(const Reg acc[T][NV], const StripWalk& walk,
-                                      const BlockMatrixOf<Value>& a, const Sums& sums) {
+                                      const BlockMatrixOf<Value>& a, const OutputRows& sums) {
     const int64_t output = walk.row * a.rows + walk.offset;
     SPARSEKERN_UNROLL
     for (int v = 0; v < NV; ++v) {
@@ -133,7 +133,7 @@ struct VectorStreams {
   // Walks on until a stream ends. `begun` holds what the current strips have summed up so far.
   template <bool kSingleColumns>
   static SPARSEKERN_NOINLINE void run(const BlockMatrixOf<Value>& a, const float* x,
-                                      const Sums& sums, StripWalk walks[S],
+                                      const OutputRows& sums, StripWalk walks[S],
                                       float begun[S][T * kStrip]) {
     Reg acc[S][T][NV];
     SPARSEKERN_UNROLL
@@ -190,7 +190,7 @@ struct VectorRows {
 
   template <bool kSingleColumns>
   static void run(const Matrix& a, int64_t row_begin, int64_t row_end, const float* x,
-                  const Sums& sums) {
+                  const OutputRows& sums) {
     StripWalk walks[kStreams];
     float begun[kStreams][T * kStrip] = {};
     int walking = 0;
@@ -223,7 +223,7 @@ struct VectorRows {
   }
 
   template <bool kSingleColumns, int S>
-  static SPARSEKERN_INLINE void run_streams(const Matrix& a, const float* x, const Sums& sums,
+  static SPARSEKERN_INLINE void run_streams(const Matrix& a, const float* x, const OutputRows& sums,
                                             StripWalk walks[], float begun[][T * kStrip]) {
     if constexpr (S <= kStreams) {
       VectorStreams<Value, V, NV, T, S>::template run<kSingleColumns>(a, x, sums, walks, begun);
@@ -244,7 +244,7 @@ struct VectorRows {
   }
 
   static void run(const Matrix& a, int64_t row_begin, int64_t row_end, const float* x,
-                  const Sums& sums) {
+                  const OutputRows& sums) {
     if (a.cols == 1) {
       run<true>(a, row_begin, row_end, x, sums);
     } else {
@@ -262,7 +262,7 @@ struct VectorFamily {
   static constexpr int64_t kTileLanes = kMost > 1 ? Few::kLanes : V::kLanes;
   static constexpr int64_t kTileOutputs = kMost > 1 ? Few::kLanes : NV * V::kLanes;
 
-  static void run_one(const Matrix& a, const Share& share, const float* x, const Sums& sums) {
+  static void run_one(const Matrix& a, const Share& share, const float* x, const OutputRows& sums) {
     const int64_t padded = a.padded_in_features();
     if (padded != a.in_features) {
       pack_side_by_side<1>(x, 0, 1, a.in_features, padded, share.scratch);
@@ -273,7 +273,7 @@ struct VectorFamily {
 
   template <int T>
   static void run_few(const Matrix& a, const Share& share, const float* x, int64_t stride,
-                      const Sums& sums) {
+                      const OutputRows& sums) {
     if constexpr (T < kMost) {
       if (sums.tokens > T) return run_few<wider(T)>(a, share, x, stride, sums);
     }
@@ -290,7 +290,7 @@ struct VectorFamily {
     for (int64_t t = share.token_begin; t < share.token_end; t += kMost) {
       const float* x = call.x + t * call.x_stride;
       float* y = call.y + t * call.y_stride;
-      const Sums sums{y, call.y_stride, min64(kMost, share.token_end - t), call.bias};
+      const OutputRows sums{y, call.y_stride, min64(kMost, share.token_end - t), call.bias};
       if (sums.tokens == 1) {
         run_one(a, share, x, sums);
       } else if constexpr (kMost > 1) {

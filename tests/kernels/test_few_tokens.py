@@ -131,6 +131,21 @@ def test_bfloat16_of_blocks(kernel: Kernel, cols: int, threads: None) -> None:
             assert (difference <= 1.2 * bound + 2.0**-8 * wanted.abs()).all(), f"{rows} rows, {tokens} tokens"
 
 
+@of_blocks
+def test_more_bfloat16_outputs_than_sums_are_kept(kernel: Kernel, threads: None) -> None:
+    """And work for several threads."""
+    weight = narrowed(Weight.random((4500 + kernel.rows // 2, 200), kernel.rows, 1, 0.9))
+    for tokens in (2, 5, 8, 16):
+        x = torch.randn(tokens, 200).bfloat16()
+        results = []
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            results.append(weight(x, kernel.name))
+        assert torch.equal(*results), f"{tokens} tokens"
+        expected = x.double() @ weight.dense.T
+        torch.testing.assert_close(results[0].double(), expected, rtol=2.0**-7, atol=1e-4)
+
+
 @of_one_token
 def test_one_token_of_bfloat16_is_the_float32_result_rounded(kernel: Kernel) -> None:
     weight = narrowed(Weight.random((10 * kernel.rows, 1100), kernel.rows, 1, 0.5))

@@ -218,6 +218,8 @@ std::vector<Case> cases_for(const KernelInfo& kernel) {
   add(kernel.rows, 2, 130, 900, 258, 0.9, 3);
   // Chunks that end within a block row, where the kernel runs taller blocks than its own.
   add(kernel.multiple ? 3 * kernel.rows : kernel.rows, 1, 1000, 700, 13, 0.4, 0);
+  // More strips side by side than are taken together.
+  if (kernel.multiple) add(11 * kernel.rows, 1, 12 * kernel.rows + 3, 300, 13, 0.4, 0);
   // Few inputs in a strip of outputs; wide blocks, most of them empty.
   add(kernel.rows, 1, 6 * kernel.rows + 3, 300, 70, 0.08, 0);
   add(kernel.rows, 2, 6 * kernel.rows + 3, 300, 40, 0.08, 0);

@@ -1,8 +1,8 @@
 // AVX-512 (F, BW, VL, DQ): vectors of 16, 8 and 4 floats, 32 registers.
 //
-// Kernels for 16-row blocks use the 8-float form: with 32 registers it holds the same 24
-// accumulators, and cores that execute 512-bit operations in two halves (Zen 4) load two 256-bit
-// vectors a cycle but only one of 512 bits, which a one-vector-wide block would be bound by.
+// One token of 16-row blocks uses the 8-float form: cores that execute 512-bit operations in two
+// halves (Zen 4) load two 256-bit vectors a cycle but only one of 512 bits, which a product of one
+// load for each multiply-add would be bound by.
 #pragma once
 
 #include <immintrin.h>

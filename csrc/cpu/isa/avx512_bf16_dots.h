@@ -6,8 +6,7 @@
 #include <stdint.h>
 
 #include "core/view.h"
-#include "cpu/isa/avx2.h"
-#include "cpu/isa/avx512.h"
+#include "cpu/isa/region.h"
 
 namespace sparsekern::avx512_bf16 {
 
