@@ -99,8 +99,8 @@ def _table(names: str, records: Iterable[Record], key: Callable[[dict[str, Any]]
 
 def baselines(records: Iterable[Record]) -> str:
     """What the dense layer was, and whether anything else was tried."""
-    tried = {name for record in records for name in record["baseline"]["trials"]}
-    return f"dense PyTorch: the fastest of {' and '.join(sorted(tried))}" if len(tried) > 1 else "dense PyTorch: eager"
+    *tried, last = sorted({name for record in records for name in record["baseline"]["trials"]})
+    return f"dense PyTorch: the fastest of {', '.join(tried)} and {last}" if tried else f"dense PyTorch: {last}"
 
 
 def main() -> None:
