@@ -41,13 +41,13 @@ def frozen(module: nn.Module, *args: object, tune: bool = False, **kwargs: objec
     return run
 
 
-def linear_variants(linear: nn.Linear, x: Tensor, compiled: bool) -> dict[str, Callable[[], object]]:
+def linear_variants(linear: nn.Linear, x: Tensor, compiled: bool) -> dict[str, Callable[[], Any]]:
     """Calls of the layer by name; without ``compiled`` only the eager one.
 
     Whoever compiles many layers calls ``torch._dynamo.reset`` between them, before this: after a reset the calls that
     were made before would compile anew, and freeze nothing.
     """
-    variants: dict[str, Callable[[], object]] = {"eager": partial(linear, x)}
+    variants: dict[str, Callable[[], Any]] = {"eager": partial(linear, x)}
     if not compiled:
         return variants
     variants["compiled"] = partial(frozen(linear, x), x)

@@ -21,6 +21,7 @@ from sparsekern.plan.rates import BUFFERS, Rates, lanes_of
 pytestmark = pytest.mark.needs_native
 
 BLOCKS, SHAPE, TOKENS = sk.Block(16, 1), (96, 64), 24
+TWO_WIDTHS = [level for level in native.isa_supported() if len(lanes_of(level)) > 1] if native else []
 Keep = Callable[..., None]
 
 
@@ -149,18 +150,17 @@ def test_the_nearest_of_several_counts(keep: Keep) -> None:
     assert ran(layer_of(), torch.randn(TOKENS, SHAPE[1])) == other
 
 
-def test_the_model_ranks_where_nothing_was_measured(keep: Keep) -> None:
-    eight = sk.Block(8, 1)
-    narrow = candidate("vector_r8", eight)
-    if not narrow.endswith("avx512"):
-        pytest.skip("the kernels of 8 rows have vectors of two widths with AVX-512 only")
-    x = torch.randn(144, SHAPE[1])
-    keep(rates=rates_for(of_8=1e8))
-    assert ran(layer_of(eight), x) == ""  # as the table has it: by tokens
-    keep(rates=rates_for(of_16=1e8))
-    assert ran(layer_of(eight), x) == narrow
-    keep(entry_of(tokens=144, granularity="block(8,1)"), rates=rates_for(of_16=1e8))
-    assert ran(layer_of(eight), x) == slow_kernel()  # measured: the model does not ask
+@pytest.mark.parametrize("isa", TWO_WIDTHS, indirect=True)
+def test_the_model_ranks_where_nothing_was_measured(keep: Keep, isa: str) -> None:
+    """Blocks of 4 rows have kernels of narrow and of wide vectors; the table prefers wide ones for many tokens."""
+    four, x = sk.Block(4, 1), torch.randn(144, SHAPE[1])
+    lanes = {record.name: record.tile.lanes for record in sk.kernels() if record.tile is not None}
+    keep(rates=rates_for(of_4=1e8))
+    assert ran(layer_of(four), x) == ""  # as the table has it: by tokens
+    keep(rates=rates_for(of_8=1e8, of_16=1e8))
+    assert lanes[ran(layer_of(four), x)] == 4
+    keep(entry_of(tokens=144, granularity="block(4,1)"), rates=rates_for(of_8=1e8, of_16=1e8))
+    assert ran(layer_of(four), x) == slow_kernel()  # measured: the model does not ask
 
 
 def test_the_model_s_choice_does_not_depend_on_threads(keep: Keep, threads: None) -> None:
