@@ -85,8 +85,8 @@ struct DotsStrips {
       SPARSEKERN_UNROLL
       for (int i = 0; i < Q; ++i) {
         input[i] = panel + from.next() * kDotsTokens;
-        __asm__(""
-                : "+r"(input[i]));  // computed as vectors, addresses would have to be taken apart
+        // Computed as vectors, addresses would have to be taken apart.
+        __asm__("" : "+r"(input[i]));
       }
       V::template by_token<T>(input, tokens);
     }

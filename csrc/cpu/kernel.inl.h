@@ -7,6 +7,7 @@
 #include "cpu/outputs.inl.h"
 #include "cpu/lines.inl.h"
 #include "cpu/tokens.inl.h"
+#include "cpu/few_tokens.inl.h"
 #include "cpu/vector.inl.h"
 #include "cpu/unwidened_blocks.inl.h"
 #include "cpu/picks.inl.h"

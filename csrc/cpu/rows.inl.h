@@ -115,7 +115,7 @@ struct RowsFamily {
   // A token as float32: where it is, or widened into `room`.
   static const float* wide(const float* x, int64_t, float*) { return x; }
   static const float* wide(const BFloat16* x, int64_t inputs, float* room) {
-    for (int64_t k = 0; k < inputs; ++k) room[k] = widened(x[k]);
+    pack_side_by_side<1>(x, 0, 1, inputs, inputs, room);
     return room;
   }
 
@@ -126,30 +126,7 @@ struct RowsFamily {
   template <class V>
   static void pack(const BFloat16* x, int64_t stride, int64_t tokens, int64_t inputs,
                    float* panel) {
-    for (int64_t t = 0; t < V::kLanes; ++t) {
-      const BFloat16* row = x + min64(t, tokens - 1) * stride;
-      for (int64_t k = 0; k < inputs; ++k) panel[k * V::kLanes + t] = widened(row[k]);
-    }
-  }
-
-  // Bias, activation and the way into y of cells [outputs][kWidth].
-  template <int64_t kWidth>
-  static void finish(const CallOf<Value>& call, int64_t output, int64_t outputs, int64_t tokens,
-                     float* cells, Value* y) {
-    if (call.bias != nullptr) {
-      for (int64_t n = 0; n < outputs; ++n) {
-        const float shift = widened(call.bias[output + n]);
-        for (int64_t t = 0; t < kWidth; ++t) cells[n * kWidth + t] += shift;
-      }
-    }
-    if (call.activation != Activation::kNone) {
-      activate_rows<Four>(cells, 0, 1, outputs * kWidth, call.activation);
-    }
-    for (int64_t n = 0; n < outputs; ++n) {
-      for (int64_t t = 0; t < tokens; ++t) {
-        round_to(cells[n * kWidth + t], y + t * call.y_stride + output + n);
-      }
-    }
+    pack_side_by_side<V::kLanes>(x, stride, tokens, inputs, inputs, panel);
   }
 
   // kSide rows at a time.
@@ -167,8 +144,8 @@ struct RowsFamily {
       for (int64_t i = step * kSide; i < end - begin; ++i) {
         sum_rows<Row, 1>(a, begin + i, 0, x, cells + i * kWidth);
       }
-      finish<kWidth>(call, begin, end - begin, tokens, cells,
-                     call.y + share.token_begin * call.y_stride);
+      finish_cells<Four, kWidth>(call, begin, end - begin, tokens, cells,
+                                 call.y + share.token_begin * call.y_stride);
     }
   }
 

@@ -8,19 +8,6 @@ struct FewOfBFloat16 {
   static constexpr int64_t kMostTokens = kMost;
   static_assert(kMost <= kMostFewTokens, "sums of a block row");
 
-  // Bias, activation and the way into y.
-  static void finish(const CallOf<BFloat16>& call, int64_t token, int64_t output, int64_t outputs,
-                     float* sums) {
-    if (call.bias != nullptr) {
-      for (int64_t n = 0; n < outputs; ++n) sums[n] += widened(call.bias[output + n]);
-    }
-    if (call.activation != Activation::kNone) {
-      activate_rows<Wide>(sums, 0, 1, outputs, call.activation);
-    }
-    BFloat16* y = call.y + token * call.y_stride + output;
-    for (int64_t n = 0; n < outputs; ++n) round_to(sums[n], y + n);
-  }
-
   template <int T>
   static void run_tokens(const Matrix& a, const CallOf<BFloat16>& call, const Share& share) {
     const int64_t tokens = share.token_end - share.token_begin;
@@ -40,7 +27,8 @@ struct FewOfBFloat16 {
       VectorRows<BFloat16, V, 1, T, min64(4, kSums / T)>::run(
           a, begin, end, panel, OutputRows{sums - output, outputs, tokens, nullptr});
       for (int64_t t = 0; t < tokens; ++t) {
-        finish(call, share.token_begin + t, output, outputs, sums + t * outputs);
+        finish_cells<Wide, 1>(call, output, outputs, 1, sums + t * outputs,
+                              call.y + (share.token_begin + t) * call.y_stride);
       }
     }
   }

@@ -44,17 +44,6 @@ struct OutputRows {
 // Tokens side by side: so many are multiplied if one of the widths before is too narrow.
 constexpr int wider(int tokens) { return tokens < 8 ? 2 * tokens : tokens + 4; }
 
-// T tokens of each input side by side, as float32; lanes beyond `tokens` repeat the last one.
-template <int T, class Value>
-static void pack_side_by_side(const Value* x, int64_t stride, int64_t tokens, int64_t inputs,
-                              int64_t padded, float* panel) {
-  for (int64_t t = 0; t < T; ++t) {
-    const Value* row = x + min64(t, tokens - 1) * stride;
-    for (int64_t k = 0; k < inputs; ++k) panel[k * T + t] = widened(row[k]);
-  }
-  for (int64_t i = inputs * T; i < padded * T; ++i) panel[i] = 0.0f;
-}
-
 template <class Value, class V, int NV, int T, int S>
 struct VectorStreams {
   using Reg = typename V::Reg;
