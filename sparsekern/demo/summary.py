@@ -98,10 +98,16 @@ def notes(result: Result) -> list[str]:
     tried = ", ".join(f"{name} {ms:.1f} ms" for name, ms in result.baselines_ms.items())
     if result.compile_failure:
         tried += f"; torch.compile does not work here, {result.compile_failure}"
-    return [
-        f"Speed-up is against the fastest dense PyTorch ({tried}); sparse models ran {result.sparse_runs}. "
+    against = "the faster of eager and compiled" if len(result.baselines_ms) > 1 else "eager"
+    timing = [
+        f"Speed-up is against {against} dense PyTorch ({tried}); sparse models ran {result.sparse_runs}.",
         f"Whole model, batch of 8 x 128 tokens, all models interleaved, {result.rounds} rounds: medians and quartiles "
         "of the times, and of the ratios within a round.",
+    ]
+    if any(point.efficiency is not None and point.efficiency > 1 for point in result.points[1:]):
+        timing.insert(1, "An efficiency above 1 says that the dense model leaves part of this machine idle.")
+    return [
+        " ".join(timing),
         "Magnitude masks were not timed. Where the picture needs a speed, it takes that of the calibrated masks of as "
         "many weights in the same granularity.",
         "Efficiency is speed-up x density. Attention, normalisation and embeddings stay dense, so it falls with "

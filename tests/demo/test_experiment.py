@@ -82,6 +82,13 @@ def test_compiled_models_are_checked_and_timed():
     assert found.sparse_runs == "compiled" and set(found.baselines_ms) == {"eager", "compiled"}
     assert found.baselines_ms[found.baseline] == min(found.baselines_ms.values())
     assert not found.compile_failure and "does not work" not in " ".join(summary.notes(found))
+    assert "the faster of eager and compiled dense PyTorch" in summary.notes(found)[0]
+
+
+def test_a_dense_model_that_leaves_the_machine_idle_is_named(result):
+    for speedup, named in ((1.9, False), (2.1, True)):
+        points = [result.dense, replace(result.points[1], density=0.5, latency_ms=1.0, speedup=speedup)]
+        assert ("leaves part of this machine idle" in summary.notes(replace(result, points=points))[0]) == named
 
 
 def test_without_a_compiler_everything_runs_eager(monkeypatch):
@@ -93,6 +100,7 @@ def test_without_a_compiler_everything_runs_eager(monkeypatch):
     assert found.sparse_runs == found.baseline == "eager" and set(found.baselines_ms) == {"eager"}
     assert found.compile_failure == "RuntimeError: no C++ compiler"
     assert "torch.compile does not work here, RuntimeError: no C++ compiler" in summary.notes(found)[0]
+    assert "against eager dense PyTorch" in summary.notes(found)[0]
 
 
 @pytest.mark.needs_native
