@@ -10,6 +10,7 @@ class _KernelLine(TypedDict):
     multiple: bool
     isa: str
     min_tokens: int
+    cores: str
     runs_here: bool
     family: str
     panel: int

@@ -31,7 +31,7 @@ def documents() -> list[Path]:
 def kernel_table() -> str:
     """Every kernel, one line each, whatever this machine can run."""
     columns = ("kernel", "op", "granularity", "weights", "ISA", "tokens")
-    rows = [(f"`{k.name}`", f"`{k.op}`", k.takes, ", ".join(k.dtypes), k.isa, k.tokens) for k in sk.kernels()]
+    rows = [(f"`{k.name}`", f"`{k.op}`", k.takes, ", ".join(k.dtypes), k.machines, k.tokens) for k in sk.kernels()]
     return _markdown(columns, rows)
 
 

@@ -76,6 +76,7 @@ py::list kernels() {
     record["numbers"] = numbers_name(kernel.numbers);
     record["min_tokens"] = kernel.min_tokens;
     record["runs_here"] = kernel.run != nullptr && isa_supported(kernel.isa);
+    record["cores"] = kernel.cores == Cores::kAny ? "any" : "amd";
     record["family"] = family_name(kernel.family);
     record["panel"] = kernel.panel;
     record["outputs"] = kernel.outputs;

@@ -62,8 +62,15 @@ Isa detect() {
   if (avx2 && (state & ymm) == ymm) return Isa::kAvx2;
   return Isa::kPortable;
 }
+
+bool made_by_amd() {
+  unsigned a, b, c, d;
+  if (!__get_cpuid(0, &a, &b, &c, &d)) return false;
+  return b == signature_AMD_ebx && d == signature_AMD_edx && c == signature_AMD_ecx;
+}
 #else
 Isa detect() { return Isa::kPortable; }
+bool made_by_amd() { return false; }
 #endif
 
 Isa detected() {
@@ -101,6 +108,11 @@ bool set_isa_limit(Isa isa) {
   if (!isa_supported(isa)) return false;
   limit().store(static_cast<int>(isa), std::memory_order_relaxed);
   return true;
+}
+
+bool has_cores(Cores cores) {
+  static const bool amd = made_by_amd();
+  return cores == Cores::kAny || amd;
 }
 
 int64_t l1_data_bytes() {

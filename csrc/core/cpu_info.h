@@ -21,6 +21,12 @@ Isa isa_limit();
 // Lowers (or restores) the limit; returns false and changes nothing if the CPU lacks the level.
 bool set_isa_limit(Isa isa);
 
+// Cores that a kernel may be meant for, where one design's are told from another's.
+enum class Cores : int { kAny, kAmd };
+
+// Whether this CPU has such cores.
+bool has_cores(Cores cores);
+
 // Of the first data cache; 32 KiB where the system does not say.
 int64_t l1_data_bytes();
 

@@ -31,9 +31,13 @@ namespace {
 using sparsekern::avx2::Vec4;
 using sparsekern::avx2::Vec8;
 
-SPARSEKERN_DEFINE(avx512, outputs_r32_avx512, OutputsFamily<Vec16, Vec16, 2, 12>)
-SPARSEKERN_DEFINE(avx512, tokens_r8_avx512, TokensFamily<Vec16, 8, 3, 0>)
-SPARSEKERN_DEFINE(avx512, tokens_r4_avx512, TokensFamily<Vec16, 4, 4, 0>)
+// A chunk and a panel fill most of the 1 MiB of L2 that a core with AVX-512 has.
+SPARSEKERN_DEFINE(avx512, outputs_r32_avx512,
+                  OutputsFamily<Vec16, Vec16, Vec4, 2, 12, 4, 512 * 1024>)
+SPARSEKERN_DEFINE(avx512, outputs_r16_avx512,
+                  OutputsFamily<Vec16, Vec16, Vec4, 1, 16, 4, 512 * 1024>)
+SPARSEKERN_DEFINE(avx512, tokens_r8_avx512, TokensFamily<Vec16, 8, 3, 0, 384 * 1024, 72 * 1024>)
+SPARSEKERN_DEFINE(avx512, tokens_r4_avx512, TokensFamily<Vec16, 4, 4, 0, 384 * 1024, 72 * 1024>)
 SPARSEKERN_DEFINE(avx512, vector_r16_avx512, VectorFamily<Vec8, Vec16, 2, Vec16, 16, 16>)
 SPARSEKERN_DEFINE(avx512, vector_r8_avx512, VectorFamily<Vec8, Vec16, 1, Vec8, 16, 16>)
 SPARSEKERN_DEFINE(avx512, vector_r4_avx512, VectorFamily<Vec4, Vec16, 1, Vec4, 16, 16>)

@@ -16,11 +16,12 @@ namespace sparsekern {
 namespace {
 
 #define SPARSEKERN_KERNEL(name, format, numbers, isa, rows, multiple, min_tokens, panel, family, \
-                          outputs, lanes)                                                        \
-  {#name,      Format::format, Numbers::numbers,                                                 \
-   Isa::isa,   rows,           multiple,                                                         \
-   min_tokens, panel,          KernelFamily::family,                                             \
-   outputs,    lanes,          SPARSEKERN_SYMBOL_##isa(name)},
+                          outputs, lanes, ...)                                                   \
+  {#name,        Format::format, Numbers::numbers,                                               \
+   Isa::isa,     rows,           multiple,                                                       \
+   min_tokens,   panel,          KernelFamily::family,                                           \
+   outputs,      lanes,          SPARSEKERN_SYMBOL_##isa(name),                                  \
+   ##__VA_ARGS__},
 constexpr KernelInfo kTable[] = {
 #include "cpu/kernels.inc"
 };
@@ -36,8 +37,8 @@ const KernelInfo* kernel_table(int* count) {
 
 const KernelInfo* choose_kernel(Format format, Numbers values, int64_t block_rows, int64_t tokens) {
   for (const KernelInfo& kernel : kTable) {
-    if (kernel.isa <= isa_limit() && kernel.takes(format, values, block_rows) &&
-        tokens >= kernel.min_tokens) {
+    if (kernel.isa <= isa_limit() && has_cores(kernel.cores) &&
+        kernel.takes(format, values, block_rows) && tokens >= kernel.min_tokens) {
       return &kernel;
     }
   }

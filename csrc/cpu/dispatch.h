@@ -20,6 +20,7 @@ struct KernelInfo {
   int64_t outputs;  // held at once, for `panel` tokens
   int64_t lanes;    // of its vectors
   LinearKernel run;
+  Cores cores = Cores::kAny;
 
   bool takes(Format of, Numbers values, int64_t block_rows) const {
     const bool has_numbers = numbers == Numbers::kFloat32 || numbers == values;
@@ -31,7 +32,7 @@ struct KernelInfo {
 const KernelInfo* kernel_table(int* count);
 
 // First kernel of the table that takes the format, the numbers it holds, the height of its blocks,
-// the number of tokens and the ISA limit; or null.
+// the number of tokens, the ISA limit and the cores; or null.
 const KernelInfo* choose_kernel(Format format, Numbers values, int64_t block_rows, int64_t tokens);
 
 // The kernel of that name; null if there is none.

@@ -4,25 +4,16 @@
 //   for a batch of tokens whose share of a K-tile fits the scratch:
 //     for a K-tile:
 //       for a chunk of block rows whose share of the tile fits in L2:
-//         for a panel of tokens:  pack its share of the tile, unless that is done or x is read
-//         where it is
+//         for a panel of tokens:  pack its share of the tile, unless that is done
 //                                 Family::run (block rows inside)
 //                                 after the last tile: activation, while y is near
 //
-// The chunk's weights stay in L2 while all panels pass over them. How deep a tile is, and whether x
-// is packed, is the family's to say (Reading).
+// The chunk's weights stay in L2 while all panels pass over them, and so does the panel while it is
+// multiplied by them. How much of L2 is whose is the family's to say.
 
 constexpr int64_t kLine = 16;  // floats of a cache line
 
 static SPARSEKERN_INLINE void prefetch(const float* p) { __builtin_prefetch(p, 0, 3); }
-
-constexpr int64_t kChunkBytes = 256 * 1024;
-
-// How the activations of a call are read.
-struct Reading {
-  bool in_place;
-  int64_t tile_inputs;  // most inputs of a K-tile
-};
 
 // Block rows [row_begin, row_end), and which of their blocks [begin, end) fall into the K-tile:
 // spans[2 * (row - row_begin)] and the entry after it.
@@ -81,14 +72,14 @@ static inline int32_t lower_bound(const uint16_t* columns, int32_t begin, int32_
   return begin;
 }
 
-// Collects block rows from `row` on, one at least, until their blocks in the tile fill the chunk.
-// `cursors` holds, for each block row of the share, the first block not yet passed; it moves on to
-// the next tile.
+// Collects block rows from `row` on, one at least, until their blocks in the tile fill the `bytes`
+// of a chunk. `cursors` holds, for each block row of the share, the first block not yet passed; it
+// moves on to the next tile.
 static inline int64_t gather_chunk(const BlockMatrix& a, int64_t row, int64_t row_end,
-                                   int64_t next_column, bool last_tile, int32_t* cursors,
-                                   int32_t* spans) {
+                                   int64_t next_column, bool last_tile, int64_t bytes,
+                                   int32_t* cursors, int32_t* spans) {
   int64_t rows = kMostChunkRows;
-  int64_t room = kChunkBytes;
+  int64_t room = bytes;
   const int64_t block_bytes = a.rows * a.cols * (int64_t)sizeof(float);
   for (; row < row_end && rows > 0 && room > 0; ++row, --rows) {
     const int32_t begin = *cursors;
@@ -137,16 +128,14 @@ static void run_panels(const BlockMatrix& a, const LinearCall& call, const Share
   // Of the whole matrix and the widest panel: tiles, and so the order of a sum, must not depend on
   // how the work is cut.
   const int64_t total = share.token_end - share.token_begin;
-  const Reading reading = Family::reading(a, call, min64(Family::kPanel, total));
-  const int64_t most_columns = max64(1, min64(block_columns, reading.tile_inputs / a.cols));
+  const int64_t most_inputs = Family::most_inputs(min64(Family::kPanel, total));
+  const int64_t most_columns = max64(1, min64(block_columns, most_inputs / a.cols));
   const int64_t tiles = ceil_div(block_columns, most_columns);
   const int64_t tile_columns = ceil_div(block_columns, tiles);
   const int64_t tile_inputs = tile_columns * a.cols;
 
   const int64_t all_panels = ceil_div(total, Family::kPanel);
-  const int64_t most_panels =
-      reading.in_place ? all_panels
-                       : max64(1, room / Family::panel_floats(tile_inputs, Family::kPanel));
+  const int64_t most_panels = max64(1, room / Family::panel_floats(tile_inputs, Family::kPanel));
   const int64_t batches = ceil_div(all_panels, most_panels);
   for (int64_t batch = 0; batch < batches; ++batch) {
     // Panels of a batch differ by at most one quantum: no panel is left with a small rest.
@@ -162,7 +151,7 @@ static void run_panels(const BlockMatrix& a, const LinearCall& call, const Share
       for (int64_t row = share.row_begin; row < share.row_end;) {
         const int64_t end =
             gather_chunk(a, row, share.row_end, (tile + 1) * tile_columns, tile + 1 == tiles,
-                         cursors + (row - share.row_begin), spans);
+                         Family::kChunkBytes, cursors + (row - share.row_begin), spans);
         const Chunk chunk{row, end, tile == 0, tile + 1 == tiles, spans};
         // A panel that no further chunk will ask for leaves its place, still in L1, to the next
         // one.
@@ -183,16 +172,11 @@ static void run_panels(const BlockMatrix& a, const LinearCall& call, const Share
                             ceil_div(outputs, Family::kStrip));
             }
           }
-          if (reading.in_place) {
-            Family::run(a, call, chunk, ahead, 0, x, call.x_stride, count, y);
-          } else {
-            if (row == share.row_begin) {
-              Family::pack(x + tile_begin, call.x_stride, count, inputs, tile_inputs, panel);
-            }
-            Family::run(a, call, chunk, ahead, tile_begin, panel, Family::row_floats(tile_inputs),
-                        count, y);
-            if (keep) panel += Family::panel_floats(tile_inputs, count);
+          if (row == share.row_begin) {
+            Family::pack(x + tile_begin, call.x_stride, count, inputs, tile_inputs, panel);
           }
+          Family::run(a, call, chunk, ahead, panel - tile_begin * Family::width(count), count, y);
+          if (keep) panel += Family::panel_floats(tile_inputs, count);
           if (chunk.last_tile && call.activation != Activation::kNone) {
             activate_rows<typename Family::Vec>(y, call.y_stride, count, outputs, call.activation);
           }

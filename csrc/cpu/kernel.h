@@ -11,7 +11,7 @@ namespace sparsekern {
 // plan counts.
 enum KernelTile : int64_t {
 #define SPARSEKERN_KERNEL(name, format, numbers, isa, rows, multiple, min_tokens, panel, family, \
-                          outputs, lanes)                                                        \
+                          outputs, lanes, ...)                                                   \
   kBFloat16_##name = Numbers::numbers == Numbers::kBFloat16, kPanel_##name = panel,              \
   kFamily_##name = int64_t(KernelFamily::family), kOutputs_##name = outputs,                     \
   kLanes_##name = lanes,

@@ -1,16 +1,17 @@
 // Kernels that hold a vector of outputs: block rows that are a multiple of the strip, NV vectors.
 // Included inside an ISA region, once for each ISA namespace.
 //
-//   acc[t][v] += weights[k][v] * splat(x[t][k])       T tokens x NV vectors of outputs
+//   acc[t][v] += weights[k][v] * splat(x[k][t])       T tokens x NV vectors of outputs
 //
-// For each input: NV weight loads, T splats, T * NV multiply-adds. With NV = 2 a splat serves two
-// of them, so loads stay at (T + 2) / 2T of the multiply-adds. y is written row-major from
-// registers and holds the partial sums between K-tiles.
+// For each input: NV weight loads, T splats, T * NV multiply-adds. The tokens of an input lie side
+// by side in a panel [inputs][T], in L2. y is written row-major from registers and holds the
+// partial sums between K-tiles.
 
 // What all strips of a chunk share, for one panel.
 struct StripPlan {
   const float* x;  // of input 0
-  int64_t x_stride, y_stride;
+  int64_t tokens;  // that exist, of the panel's
+  int64_t y_stride;
   int64_t start_stride;  // of the rows that the sums begin with; 0 if they begin with the bias
   int64_t w_step, cols;
 };
@@ -26,23 +27,21 @@ struct OutputsStrip {
   // are, and must not change the order in which a sum is taken.
   static constexpr int kAccumulators = NV * (2 * T < kMost ? T : kMost);
   static constexpr int kCopies = kAccumulators >= 8 ? 1 : (8 + kAccumulators - 1) / kAccumulators;
-  // Row pointers are kept for every fourth token; the others are reached by scaled offsets.
-  static constexpr int kGroup = 4;
-  static constexpr int kGroups = (T + kGroup - 1) / kGroup;
   // Inputs by which weights are fetched ahead. The hardware follows a stream, but not one that
   // skips the other strips of tall blocks, nor from the end of a tile's share of a row to the next.
-  static constexpr int kWeightsAhead = 6;
+  static constexpr int kWeightsAhead = 16;
   static constexpr int kNextRowLines = 4;
 
   static SPARSEKERN_INLINE void step(Reg acc[T][NV], const float* w, int64_t w_step,
-                                     const float* const x[kGroups], int64_t x_stride, int64_t k) {
-    prefetch(w + kWeightsAhead * w_step);
+                                     const float* x) {
+    SPARSEKERN_UNROLL
+    for (int64_t n = 0; n < kStrip; n += kLine) prefetch(w + kWeightsAhead * w_step + n);
     Reg weight[NV];
     SPARSEKERN_UNROLL
     for (int v = 0; v < NV; ++v) weight[v] = V::load(w + v * kLanes);
     SPARSEKERN_UNROLL
     for (int t = 0; t < T; ++t) {
-      const Reg token = V::splat(x[t / kGroup] + k + (t % kGroup) * x_stride);
+      const Reg token = V::splat(x + t);
       SPARSEKERN_UNROLL
       for (int v = 0; v < NV; ++v) acc[t][v] = V::fma(weight[v], token, acc[t][v]);
     }
@@ -54,17 +53,16 @@ struct OutputsStrip {
   template <bool kSingleColumns>
   static SPARSEKERN_NOINLINE void strip(const float* w, const uint16_t* column, const uint16_t* end,
                                         float* y, const float* start, const StripPlan& plan) {
-    const int64_t x_stride = plan.x_stride, y_stride = plan.y_stride;
+    const float* const x = plan.x;
+    const int64_t y_stride = plan.y_stride, last_token = plan.tokens - 1;
     const int64_t start_stride = plan.start_stride, w_step = plan.w_step, cols = plan.cols;
-    const float* x[kGroups];
-    SPARSEKERN_UNROLL
-    for (int g = 0; g < kGroups; ++g) x[g] = plan.x + g * kGroup * x_stride;
     Reg acc[kCopies][T][NV];
     SPARSEKERN_UNROLL
     for (int t = 0; t < T; ++t) {
+      const float* const row = start + min64(t, last_token) * start_stride;
       SPARSEKERN_UNROLL
       for (int v = 0; v < NV; ++v) {
-        acc[0][t][v] = V::load(start + t * start_stride + v * kLanes);
+        acc[0][t][v] = V::load(row + v * kLanes);
         SPARSEKERN_UNROLL
         for (int u = 1; u < kCopies; ++u) acc[u][t][v] = V::zero();
       }
@@ -72,36 +70,33 @@ struct OutputsStrip {
     if (kSingleColumns) {
       for (; column + kCopies <= end; column += kCopies, w += kCopies * w_step) {
         SPARSEKERN_UNROLL
-        for (int u = 0; u < kCopies; ++u) {
-          step(acc[u], w + u * w_step, w_step, x, x_stride, column[u]);
-        }
+        for (int u = 0; u < kCopies; ++u) step(acc[u], w + u * w_step, w_step, x + column[u] * T);
       }
       for (; kCopies > 1 && column < end; ++column, w += w_step) {
-        step(acc[0], w, w_step, x, x_stride, *column);
+        step(acc[0], w, w_step, x + *column * T);
       }
     } else {
       for (; column < end; ++column) {
-        int64_t k = *column * cols;
-        const int64_t last = k + cols;
-        for (; k + kCopies <= last; k += kCopies, w += kCopies * w_step) {
+        const float* token = x + *column * cols * T;
+        int64_t left = cols;
+        for (; left >= kCopies; left -= kCopies, w += kCopies * w_step, token += kCopies * T) {
           SPARSEKERN_UNROLL
-          for (int u = 0; u < kCopies; ++u) {
-            step(acc[u], w + u * w_step, w_step, x, x_stride, k + u);
-          }
+          for (int u = 0; u < kCopies; ++u) step(acc[u], w + u * w_step, w_step, token + u * T);
         }
-        for (; kCopies > 1 && k < last; ++k, w += w_step) {
-          step(acc[0], w, w_step, x, x_stride, k);
+        for (; kCopies > 1 && left > 0; --left, w += w_step, token += T) {
+          step(acc[0], w, w_step, token);
         }
       }
     }
     SPARSEKERN_UNROLL
-    for (int t = 0; t < T; ++t) {
+    for (int t = 0; t < T; ++t, y += y_stride) {
+      if (t > last_token) break;
       SPARSEKERN_UNROLL
       for (int v = 0; v < NV; ++v) {
         Reg sum = acc[0][t][v];
         SPARSEKERN_UNROLL
         for (int u = 1; u < kCopies; ++u) sum = V::add(sum, acc[u][t][v]);
-        V::store(y + t * y_stride + v * kLanes, sum);
+        V::store(y + v * kLanes, sum);
       }
     }
   }
@@ -112,13 +107,13 @@ struct OutputsStrip {
                                              const uint16_t* end, float* y, const float* start,
                                              StripPlan plan, int64_t valid) {
     float sums[T * kStrip] = {};
-    for (int t = 0; t < T; ++t) {
+    for (int64_t t = 0; t < plan.tokens; ++t) {
       for (int64_t n = 0; n < valid; ++n) sums[t * kStrip + n] = start[t * plan.start_stride + n];
     }
     const int64_t y_stride = plan.y_stride;
     plan.y_stride = plan.start_stride = kStrip;
     strip<kSingleColumns>(w, column, end, sums, sums, plan);
-    for (int t = 0; t < T; ++t) {
+    for (int64_t t = 0; t < plan.tokens; ++t) {
       for (int64_t n = 0; n < valid; ++n) y[t * y_stride + n] = sums[t * kStrip + n];
     }
   }
@@ -134,12 +129,12 @@ struct OutputsStrip {
           end(a.columns + span[1]) {}
   };
 
-  // All block rows of the chunk; x is of input 0, y at the chunk's first output.
+  // All block rows of the chunk; the panel is of input 0, y at the chunk's first output.
   template <bool kSingleColumns>
   static void run(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk, Ahead ahead,
-                  const float* x, int64_t x_stride, float* y) {
+                  const float* panel, int64_t tokens, float* y) {
     const float zeros[kStrip] = {};
-    const StripPlan plan{x,      x_stride, call.y_stride, chunk.first_tile ? 0 : call.y_stride,
+    const StripPlan plan{panel,  tokens, call.y_stride, chunk.first_tile ? 0 : call.y_stride,
                          a.rows, a.cols};
     const bool skips = !(chunk.first_tile && chunk.last_tile);
     int64_t output = chunk.row_begin * a.rows;
@@ -171,85 +166,69 @@ struct OutputsStrip {
   }
 };
 
-// V: vector of outputs. Wide: the ISA's widest vector. kMost: most tokens at once.
-template <class V, class Wide, int NV, int kMost>
+// V: vector of outputs, Wide: the ISA's widest vector, Four: one of four. kMost: most tokens of a
+// panel, kWhole: it has a multiple of so many. kChunk: bytes of a chunk.
+template <class V, class Wide, class Four, int NV, int kMost, int kWhole, int64_t kChunk>
 struct OutputsFamily {
   using Matrix = BlockMatrix;
   using Vec = Wide;
   static constexpr KernelFamily kFamily = KernelFamily::kOutputs;
   static constexpr int64_t kPanel = kMost;
-  static constexpr int64_t kQuantum = 1;
+  static constexpr int64_t kQuantum = kWhole;
+  static constexpr int64_t kChunkBytes = kChunk;
   static constexpr int64_t kStrip = NV * V::kLanes;
   static constexpr int64_t kTileOutputs = kStrip, kTileLanes = V::kLanes;
-  // Rows read in place stay in L2; longer ones leave so few block rows to a chunk that x is read
-  // from afar again and again.
-  static constexpr int64_t kMostInputs = 3 * 1024;
-  static constexpr int64_t kNearFloats = 6 * 1024;  // rows stay in an L1 of 32 KiB
-  static constexpr int64_t kTileFloats = 4608;      // copied rows leave room for weights and y
 
-  // The hardware, which fetches neighbours of what is read, brings the right lines if at least so
-  // many of them are asked for.
-  static constexpr double kFollowed = 0.4;
-
-  // Whether rows are as well read where they are as from a copy in L1.
-  static bool worth_in_place(const BlockMatrix& a, int64_t floats) {
-    if (floats <= kNearFloats) return true;
-    const double line_use = a.density * kLine;
-    const int64_t together = min64(a.cols, kLine);
-    // A line brought from L2 should serve a strip with three inputs at least.
-    if (floats <= 2 * kNearFloats) return line_use >= 3 || together >= 3;
-    // From farther away the hardware must have it ready; and the strips of tall blocks would ask
-    // for it again and again.
-    return a.rows <= kStrip && line_use >= 3 && line_use >= kFollowed * (double)together;
-  }
-
-  // Rows are read where they are if that is worth it, unless blocks reach over their end, or there
-  // are more rows than an 8-way cache has ways for and they lie a multiple of 4 KiB apart, where
-  // one input of all tokens competes for the same cache sets.
-  // Otherwise a tile of them is copied, side by side in L1.
-  static Reading reading(const BlockMatrix& a, const LinearCall& call, int64_t tokens) {
-    const bool crowded = tokens > 8 && call.x_stride % 1024 == 0;
-    const bool in_place =
-        a.in_features % a.cols == 0 && !crowded && worth_in_place(a, a.in_features * tokens);
-    return in_place ? Reading{true, kMostInputs} : Reading{false, kTileFloats / tokens};
-  }
-
-  // An odd number of cache lines: rows do not compete for the same cache sets.
-  static int64_t row_floats(int64_t inputs) { return (ceil_div(inputs, kLine) | 1) * kLine; }
+  // In a deeper tile a low density leaves a chunk so few block rows that hardly any of them asks
+  // for what another has brought to L2.
+  static int64_t most_inputs(int64_t) { return 1536; }
+  static int64_t width(int64_t tokens) { return ceil_div(tokens, kWhole) * kWhole; }
+  // What the last vector of a panel has beyond the width needs room too.
   static int64_t panel_floats(int64_t inputs, int64_t tokens) {
-    return row_floats(inputs) * tokens;
+    return ceil_div(inputs * width(tokens) + Four::kLanes, kLine) * kLine;
   }
 
+  // The tokens from `first` on, as many as P has lanes.
+  template <class P>
+  static void pack_tokens(const float* x, int64_t stride, int64_t first, int64_t tokens,
+                          int64_t inputs, float* panel) {
+    const int64_t from = min64(first, tokens - 1);
+    pack_strip<P>(x + from * stride, stride, (int)min64(P::kLanes, tokens - from), inputs,
+                  panel + first, width(tokens));
+  }
+
+  // From the last tokens to the first: what a vector has beyond the width lies where the first
+  // tokens of the next input belong, and they overwrite it.
   static void pack(const float* x, int64_t stride, int64_t tokens, int64_t inputs, int64_t padded,
                    float* panel) {
-    const int64_t row = row_floats(padded);
-    for (int64_t t = 0; t < tokens; ++t, x += stride, panel += row) {
-      int64_t k = 0;
-      for (; k + Wide::kLanes <= inputs; k += Wide::kLanes)
-        Wide::store(panel + k, Wide::load(x + k));
-      for (; k < inputs; ++k) panel[k] = x[k];
-      for (; k < padded; ++k) panel[k] = 0.0f;
+    const int64_t all = width(tokens), wide = all / Wide::kLanes * Wide::kLanes;
+    for (int64_t t = wide + ceil_div(all - wide, Four::kLanes) * Four::kLanes; t > wide;) {
+      t -= Four::kLanes;
+      pack_tokens<Four>(x, stride, t, tokens, inputs, panel);
     }
+    for (int64_t t = wide; t > 0;) {
+      t -= Wide::kLanes;
+      pack_tokens<Wide>(x, stride, t, tokens, inputs, panel);
+    }
+    for (int64_t i = inputs * all; i < padded * all; ++i) panel[i] = 0.0f;
   }
 
   template <int T>
   static void run_exact(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk,
-                        const Ahead& ahead, const float* x, int64_t x_stride, int64_t tokens,
-                        float* y) {
-    if (tokens != T) {
-      if constexpr (T > 1) run_exact<T - 1>(a, call, chunk, ahead, x, x_stride, tokens, y);
+                        const Ahead& ahead, const float* panel, int64_t tokens, float* y) {
+    if (width(tokens) != T) {
+      if constexpr (T > kWhole) run_exact<T - kWhole>(a, call, chunk, ahead, panel, tokens, y);
     } else if (a.cols == 1) {
-      OutputsStrip<V, NV, T, kMost>::template run<true>(a, call, chunk, ahead, x, x_stride, y);
+      OutputsStrip<V, NV, T, kMost>::template run<true>(a, call, chunk, ahead, panel, tokens, y);
     } else {
-      OutputsStrip<V, NV, T, kMost>::template run<false>(a, call, chunk, ahead, x, x_stride, y);
+      OutputsStrip<V, NV, T, kMost>::template run<false>(a, call, chunk, ahead, panel, tokens, y);
     }
   }
 
-  // x: from input `begin` on.
+  // panel: of input 0.
   static void run(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk,
-                  const Ahead& ahead, int64_t begin, const float* x, int64_t x_stride,
-                  int64_t tokens, float* y) {
-    run_exact<kMost>(a, call, chunk, ahead, x - begin, x_stride, tokens, y);
+                  const Ahead& ahead, const float* panel, int64_t tokens, float* y) {
+    run_exact<kMost>(a, call, chunk, ahead, panel, tokens, y);
   }
 
   static void run_share(const BlockMatrix& a, const LinearCall& call, const Share& share) {

@@ -109,8 +109,11 @@ struct TokensStrip {
   }
 };
 
-// kInputsAhead: as of the strip.
-template <class V, int R, int kMostVectors, int64_t kInputsAhead>
+// kInputsAhead: as of the strip. kChunk: bytes of a chunk. kPanelFloats: most floats of a panel, a
+// part of L2, which feeds MV loads for R * MV multiply-adds: partial sums cost more than what a
+// smaller tile would save.
+template <class V, int R, int kMostVectors, int64_t kInputsAhead, int64_t kChunk,
+          int64_t kPanelFloats>
 struct TokensFamily {
   using Matrix = BlockMatrix;
   using Vec = V;
@@ -121,17 +124,12 @@ struct TokensFamily {
   static constexpr int64_t kQuantum = kLanes;
   static constexpr int64_t kStrip = 0;  // fetches nothing ahead: packing reads x in long rows
 
-  // 192 KiB of a panel, a part of L2, which feeds MV loads for R * MV multiply-adds: partial sums
-  // cost more than what a smaller tile would save.
-  static Reading reading(const BlockMatrix&, const LinearCall&, int64_t tokens) {
-    return {false, 48 * 1024 / (vectors(tokens) * kLanes)};
-  }
+  static constexpr int64_t kChunkBytes = kChunk;
 
+  static int64_t most_inputs(int64_t tokens) { return kPanelFloats / width(tokens); }
+  static int64_t width(int64_t tokens) { return vectors(tokens) * kLanes; }
   static int64_t vectors(int64_t tokens) { return ceil_div(tokens, kLanes); }
-  static int64_t row_floats(int64_t) { return 0; }
-  static int64_t panel_floats(int64_t inputs, int64_t tokens) {
-    return inputs * vectors(tokens) * kLanes;
-  }
+  static int64_t panel_floats(int64_t inputs, int64_t tokens) { return inputs * width(tokens); }
 
   static void pack(const float* x, int64_t stride, int64_t tokens, int64_t inputs, int64_t padded,
                    float* panel) {
@@ -153,10 +151,10 @@ struct TokensFamily {
     }
   }
 
-  // panel: from input `begin` on.
+  // panel: of input 0.
   static void run(const BlockMatrix& a, const LinearCall& call, const Chunk& chunk, const Ahead&,
-                  int64_t begin, const float* panel, int64_t, int64_t tokens, float* y) {
-    run_exact<kMostVectors>(a, call, chunk, panel - begin * vectors(tokens) * kLanes, tokens, y);
+                  const float* panel, int64_t tokens, float* y) {
+    run_exact<kMostVectors>(a, call, chunk, panel, tokens, y);
   }
 
   static void run_share(const BlockMatrix& a, const LinearCall& call, const Share& share) {

@@ -153,7 +153,8 @@ def _table(backend: str) -> tuple[KernelRecord, ...]:
         tile = shape if shape.family in FAMILIES else None
         record = KernelRecord(backend=backend, op=OPS[kind], granularity=kind, dtypes=dtypes, tile=tile, **line)
         # The first line that fits is chosen, so an earlier one that takes these blocks ends this one's range.
-        limits = [above.min_tokens for above in records if above.isa == record.isa and above.covers(record)]
+        rivals = [above for above in records if above.isa == record.isa and above.cores == "any"]
+        limits = [above.min_tokens for above in rivals if above.covers(record)]
         records.append(replace(record, max_tokens=min(limits) - 1) if limits else record)
     for line in native.grad_kernels():
         kind = line.pop("format")

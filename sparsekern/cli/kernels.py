@@ -23,5 +23,5 @@ def run(args: argparse.Namespace) -> None:
         return
     print_table(
         ("kernel", "granularity", "dtypes", "ISA", "tokens", "here"),
-        [(r.name, r.takes, ", ".join(r.dtypes), r.isa, r.tokens, "yes" if r.runs_here else "no") for r in records],
+        [(r.name, r.takes, ", ".join(r.dtypes), r.machines, r.tokens, "yes" if r.runs_here else "no") for r in records],
     )

@@ -21,8 +21,8 @@ TRANSPOSED = 1.6
 """Bringing a vector of sums back into row-major order."""
 
 OVERLAP = 2.5
-"""Power of the mean by which the parts of an outputs kernel add up: a splat into a register of its own takes an issue
-slot that a multiply-add could have had, so they overlap imperfectly. Of tokens kernels the longest part counts."""
+"""Power of the mean by which the parts add up where a splat serves two multiply-adds, from a register of its own: it
+takes an issue slot that one of them could have had, so they overlap imperfectly. Elsewhere the longest part counts."""
 SINGLE_SLACK = 1.6
 """Single rows take so much longer than their loads, whose addresses come from the weight."""
 MOVED = 2.6
@@ -99,7 +99,7 @@ def predict(tile: Tile, work: Work, rates: Rates) -> Cost:
     itemsize = 2 if work.bfloat16 else 4
     weight_bytes = itemsize * work.stored
     memory = weight_bytes / rates.read(weight_bytes)
-    packed = work.tokens * work.in_features if tile.family in ("tokens", "single") else 0
+    packed = work.tokens * work.in_features if tile.family in ("outputs", "tokens", "single") else 0
     moving = MOVED * 8 * (packed + work.tokens * work.out_features) / rates.read(L2)
     widening = _widened_numbers(work) / rates.widened if work.bfloat16 else 0.0
     parts = {**loops, "memory": memory, "tiles": tiles, "moving": moving, "widening": widening, "call": CALL}
@@ -164,7 +164,7 @@ class _Panel:
 
 
 def _together(tile: Tile, seconds: dict[str, float]) -> float:
-    if tile.family in ("outputs", "vector"):
+    if tile.family == "vector" or (tile.family == "outputs" and tile.outputs > tile.lanes):
         return _mean_of_power(*seconds.values())
     return max(seconds.values()) * (SINGLE_SLACK if tile.family == "single" else 1)
 

@@ -53,6 +53,7 @@ class KernelRecord:
         multiple: whether it takes every multiple of ``rows`` too; with 1 it takes whatever there is.
         min_tokens: fewest tokens (rows of the activation) for which it is chosen.
         max_tokens: most tokens for which it is chosen; None if there is no limit.
+        cores: those on which it is chosen unmeasured: ``any``, or ``amd``.
         tile: its inner loop; None where no cost is told from it.
     """
 
@@ -67,6 +68,7 @@ class KernelRecord:
     multiple: bool = True
     min_tokens: int = 0
     max_tokens: int | None = None
+    cores: str = "any"
     tile: Tile | None = None
 
     def takes_rows(self, rows: int) -> bool:
@@ -87,6 +89,11 @@ class KernelRecord:
         if self.rows == 1 and self.multiple:
             return f"{self.granularity} (any)"
         return f"{self.rows}{'n' if self.multiple else ''} x c"
+
+    @property
+    def machines(self) -> str:
+        """Where it is the choice, for people, such as ``avx512 (AMD)``."""
+        return self.isa if self.cores == "any" else f"{self.isa} ({self.cores.upper()})"
 
     @property
     def tokens(self) -> str:
