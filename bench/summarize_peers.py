@@ -31,7 +31,7 @@ def fastest(record: Record, kind: str) -> tuple[float, str] | None:
     timed = {name: peer for name, peer in record["peers"].items() if peer.get("kind") == kind and "ratio" in peer}
     if not timed:
         return None
-    name = min(timed, key=lambda name: timed[name]["t"]["median"])
+    name = min(timed, key=lambda name: timed[name]["ratio"]["median"])
     return timed[name]["ratio"]["median"], name
 
 

@@ -31,7 +31,7 @@ namespace {
 using sparsekern::avx2::Vec4;
 using sparsekern::avx2::Vec8;
 
-// A chunk and a panel fill most of the 1 MiB of L2 that a core with AVX-512 has.
+// A chunk and a panel fill most of an L2 of 1 MiB, the least of server cores with AVX-512.
 SPARSEKERN_DEFINE(avx512, outputs_r32_avx512,
                   OutputsFamily<Vec16, Vec16, Vec4, 2, 12, 4, 512 * 1024>)
 SPARSEKERN_DEFINE(avx512, outputs_r16_avx512,

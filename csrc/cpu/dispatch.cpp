@@ -17,11 +17,12 @@ namespace {
 
 #define SPARSEKERN_KERNEL(name, format, numbers, isa, rows, multiple, min_tokens, panel, family, \
                           outputs, lanes, ...)                                                   \
-  {#name,        Format::format, Numbers::numbers,                                               \
-   Isa::isa,     rows,           multiple,                                                       \
-   min_tokens,   panel,          KernelFamily::family,                                           \
-   outputs,      lanes,          SPARSEKERN_SYMBOL_##isa(name),                                  \
-   ##__VA_ARGS__},
+  {                                                                                              \
+      #name,      Format::format, Numbers::numbers,                                              \
+      Isa::isa,   rows,           multiple,                                                      \
+      min_tokens, panel,          KernelFamily::family,                                          \
+      outputs,    lanes,          SPARSEKERN_SYMBOL_##isa(name),                                 \
+      __VA_ARGS__},
 constexpr KernelInfo kTable[] = {
 #include "cpu/kernels.inc"
 };

@@ -153,7 +153,7 @@ static void run_panels(const BlockMatrix& a, const LinearCall& call, const Share
             gather_chunk(a, row, share.row_end, (tile + 1) * tile_columns, tile + 1 == tiles,
                          Family::kChunkBytes, cursors + (row - share.row_begin), spans);
         const Chunk chunk{row, end, tile == 0, tile + 1 == tiles, spans};
-        // A panel that no further chunk will ask for leaves its place, still in L1, to the next
+        // A panel that no further chunk will ask for leaves its place, still in cache, to the next
         // one.
         const bool keep = row != share.row_begin || end != share.row_end;
         const int64_t output = row * a.rows;

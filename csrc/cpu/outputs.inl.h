@@ -192,8 +192,8 @@ struct OutputsFamily {
   template <class P>
   static void pack_tokens(const float* x, int64_t stride, int64_t first, int64_t tokens,
                           int64_t inputs, float* panel) {
-    const int64_t from = min64(first, tokens - 1);
-    pack_strip<P>(x + from * stride, stride, (int)min64(P::kLanes, tokens - from), inputs,
+    static_assert(kWhole <= Four::kLanes, "no vector of a panel is without tokens");
+    pack_strip<P>(x + first * stride, stride, (int)min64(P::kLanes, tokens - first), inputs,
                   panel + first, width(tokens));
   }
 

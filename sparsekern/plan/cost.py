@@ -21,8 +21,9 @@ TRANSPOSED = 1.6
 """Bringing a vector of sums back into row-major order."""
 
 OVERLAP = 2.5
-"""Power of the mean by which the parts add up where a splat serves two multiply-adds, from a register of its own: it
-takes an issue slot that one of them could have had, so they overlap imperfectly. Elsewhere the longest part counts."""
+"""Power of the mean by which the parts of outputs and vector kernels add up: a splat into a register of its own takes
+an issue slot that a multiply-add could have had, so they overlap imperfectly. Of others, and of one vector of 16
+outputs, whose splats AVX-512 has as operands of the multiply-adds, the longest part counts."""
 SINGLE_SLACK = 1.6
 """Single rows take so much longer than their loads, whose addresses come from the weight."""
 MOVED = 2.6
@@ -108,14 +109,21 @@ def predict(tile: Tile, work: Work, rates: Rates) -> Cost:
 
 
 def _panels(tile: Tile, tokens: int) -> Iterator[tuple[int, int]]:
-    """How many panels there are of how many tokens: panels differ by one vector, or one token, at most."""
-    quantum = tile.lanes if tile.family in ("tokens", "single") else 1
+    """How many panels there are of how many tokens: panels differ by one quantum at most."""
+    quantum = _quantum(tile)
     quanta = math.ceil(tokens / quantum)
     panels = math.ceil(tokens / tile.tokens)
     least, more = divmod(quanta, panels)
     for count, size in ((panels - more, least), (more, least + 1)):
         if count and size:
             yield count, size * quantum
+
+
+def _quantum(tile: Tile) -> int:
+    """A panel is as wide as a multiple of so many tokens."""
+    if tile.family in ("tokens", "single"):
+        return tile.lanes
+    return 4 if tile.family == "outputs" and tile.lanes == 16 else 1
 
 
 @dataclass(frozen=True)
@@ -140,8 +148,8 @@ class _Panel:
         strips = math.ceil(work.out_features / tile.outputs)
         if tile.family in ("outputs", "vector"):
             vectors = tile.outputs // tile.lanes
-            # A line of weights is fetched ahead too.
-            loads = vectors + tokens + 1
+            # The lines of weights are fetched ahead too.
+            loads = vectors + tokens + math.ceil(tile.outputs / 16)
             return cls(strips, strips * inputs, vectors * tokens, loads, 4 * tile.outputs)
         vectors = math.ceil(tokens / tile.lanes)
         row = 4 * vectors * tile.lanes
@@ -164,7 +172,7 @@ class _Panel:
 
 
 def _together(tile: Tile, seconds: dict[str, float]) -> float:
-    if tile.family == "vector" or (tile.family == "outputs" and tile.outputs > tile.lanes):
+    if tile.family == "vector" or (tile.family == "outputs" and not tile.outputs == tile.lanes == 16):
         return _mean_of_power(*seconds.values())
     return max(seconds.values()) * (SINGLE_SLACK if tile.family == "single" else 1)
 

@@ -53,7 +53,7 @@ class KernelRecord:
         multiple: whether it takes every multiple of ``rows`` too; with 1 it takes whatever there is.
         min_tokens: fewest tokens (rows of the activation) for which it is chosen.
         max_tokens: most tokens for which it is chosen; None if there is no limit.
-        cores: those on which it is chosen unmeasured: ``any``, or ``amd``.
+        cores: those on which it is chosen before it was measured or its time predicted: ``any``, or ``amd``.
         tile: its inner loop; None where no cost is told from it.
     """
 

@@ -11,7 +11,7 @@ from block_cases import KERNELS, Expected, Kernel, Weight, every_kernel
 @pytest.mark.parametrize("cols", [1, 2, 3, 16])
 @pytest.mark.parametrize("density", [0.02, 0.15, 0.5])
 def test_many_tiles_of_inputs(kernel: Kernel, cols: int, density: float) -> None:
-    """Densities on both sides of the rule by which rows are packed; tails in each dimension."""
+    """Tails in each dimension, at densities that leave a tile few blocks and many."""
     rows = kernel.rows
     shape = (2 * rows + 3, 4397)
     weight = Weight.random(shape, rows, cols, density)
@@ -26,10 +26,10 @@ def test_many_tiles_of_inputs(kernel: Kernel, cols: int, density: float) -> None
 @pytest.mark.parametrize(
     ("inputs", "cols", "density"),
     [(4400, 16, 0.3), (4400, 16, 0.5), (5000, 5, 0.6), (6144, 2, 0.25), (13000, 3, 0.3)],
-    ids=["lines left out", "lines in a row", "blocks that no tile's limit divides", "pairs", "many tiles"],
+    ids=["few blocks", "most blocks", "blocks that no tile's limit divides", "pairs", "many tiles"],
 )
 def test_long_rows(kernel: Kernel, inputs: int, cols: int, density: float, threads: None) -> None:
-    """Inputs for several tiles, copied or read in place, as whole blocks; the same bits however it is cut."""
+    """Inputs for several tiles, as whole blocks; the same bits however it is cut."""
     weight = Weight.random((2 * kernel.rows + 3, inputs), kernel.rows, cols, density)
     x = torch.randn(61, inputs)
     expected = Expected.of(x, weight)

@@ -203,7 +203,7 @@ std::vector<Case> cases_for(const KernelInfo& kernel) {
       add(kernel.rows, 1, kernel.rows, 1000, tokens, density, 24);
     }
   }
-  // Tiles of several chunks, copied and in place; a block that is larger than a chunk.
+  // Tiles of several chunks; a block that is larger than a chunk.
   add(kernel.rows, 1, 720, 2400, 13, 0.16, 0);
   add(kernel.rows, 1, kernel.rows + 1, 8500, 2, 0.4, 0);
   add(kernel.rows, 68000 / kernel.rows, kernel.rows + 1, 70000 / kernel.rows, 3, 1, 0);
