@@ -20,11 +20,11 @@ namespace {
 }  // namespace
 }  // namespace sparsekern::avx2
 
-SPARSEKERN_DEFINE(avx2, outputs_r16_avx2, OutputsFamily<Vec8, Vec8, Vec4, 2, 6, 1, 256 * 1024>)
-SPARSEKERN_DEFINE(avx2, outputs_r8_avx2, OutputsFamily<Vec8, Vec8, Vec4, 1, 6, 1, 256 * 1024>)
-SPARSEKERN_DEFINE(avx2, outputs_r4_avx2, OutputsFamily<Vec4, Vec8, Vec4, 1, 6, 1, 256 * 1024>)
-SPARSEKERN_DEFINE(avx2, tokens_r8_avx2, TokensFamily<Vec8, 4, 3, 12, 256 * 1024, 48 * 1024>)
-SPARSEKERN_DEFINE(avx2, tokens_r4_avx2, TokensFamily<Vec8, 4, 3, 12, 256 * 1024, 48 * 1024>)
+SPARSEKERN_DEFINE(avx2, outputs_r16_avx2, OutputsFamily<Vec8, Vec8, Vec4, 2, 6, 1>)
+SPARSEKERN_DEFINE(avx2, outputs_r8_avx2, OutputsFamily<Vec8, Vec8, Vec4, 1, 6, 1>)
+SPARSEKERN_DEFINE(avx2, outputs_r4_avx2, OutputsFamily<Vec4, Vec8, Vec4, 1, 6, 1>)
+SPARSEKERN_DEFINE(avx2, tokens_r8_avx2, TokensFamily<Vec8, 4, 3, 12>)
+SPARSEKERN_DEFINE(avx2, tokens_r4_avx2, TokensFamily<Vec8, 4, 3, 12>)
 SPARSEKERN_DEFINE(avx2, vector_r16_avx2, VectorFamily<Vec8, Vec8, 2>)
 SPARSEKERN_DEFINE(avx2, vector_r8_avx2, VectorFamily<Vec8, Vec8, 1>)
 SPARSEKERN_DEFINE(avx2, vector_r4_avx2, VectorFamily<Vec4, Vec8, 1>)

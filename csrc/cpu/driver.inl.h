@@ -13,6 +13,9 @@
 
 constexpr int64_t kLine = 16;  // floats of a cache line
 
+// Of the weights of a chunk, and of the floats of a panel, where L2 has 512 KiB.
+constexpr int64_t kUsualChunk = 256 * 1024, kUsualPanelFloats = 48 * 1024;
+
 static SPARSEKERN_INLINE void prefetch(const float* p) { __builtin_prefetch(p, 0, 3); }
 
 // Block rows [row_begin, row_end), and which of their blocks [begin, end) fall into the K-tile:

@@ -168,7 +168,8 @@ struct OutputsStrip {
 
 // V: vector of outputs, Wide: the ISA's widest vector, Four: one of four. kMost: most tokens of a
 // panel, kWhole: it has a multiple of so many. kChunk: bytes of a chunk.
-template <class V, class Wide, class Four, int NV, int kMost, int kWhole, int64_t kChunk>
+template <class V, class Wide, class Four, int NV, int kMost, int kWhole,
+          int64_t kChunk = kUsualChunk>
 struct OutputsFamily {
   using Matrix = BlockMatrix;
   using Vec = Wide;

@@ -16,14 +16,11 @@ namespace {
 }  // namespace
 }  // namespace sparsekern::portable
 
-SPARSEKERN_DEFINE(portable, outputs_r16_portable,
-                  OutputsFamily<Vec4, Vec4, Vec4, 2, 4, 1, 256 * 1024>)
-SPARSEKERN_DEFINE(portable, outputs_r8_portable,
-                  OutputsFamily<Vec4, Vec4, Vec4, 2, 4, 1, 256 * 1024>)
-SPARSEKERN_DEFINE(portable, outputs_r4_portable,
-                  OutputsFamily<Vec4, Vec4, Vec4, 1, 4, 1, 256 * 1024>)
-SPARSEKERN_DEFINE(portable, tokens_r8_portable, TokensFamily<Vec4, 4, 2, 12, 256 * 1024, 48 * 1024>)
-SPARSEKERN_DEFINE(portable, tokens_r4_portable, TokensFamily<Vec4, 4, 2, 12, 256 * 1024, 48 * 1024>)
+SPARSEKERN_DEFINE(portable, outputs_r16_portable, OutputsFamily<Vec4, Vec4, Vec4, 2, 4, 1>)
+SPARSEKERN_DEFINE(portable, outputs_r8_portable, OutputsFamily<Vec4, Vec4, Vec4, 2, 4, 1>)
+SPARSEKERN_DEFINE(portable, outputs_r4_portable, OutputsFamily<Vec4, Vec4, Vec4, 1, 4, 1>)
+SPARSEKERN_DEFINE(portable, tokens_r8_portable, TokensFamily<Vec4, 4, 2, 12>)
+SPARSEKERN_DEFINE(portable, tokens_r4_portable, TokensFamily<Vec4, 4, 2, 12>)
 SPARSEKERN_DEFINE(portable, vector_r16_portable, VectorFamily<Vec4, Vec4, 2>)
 SPARSEKERN_DEFINE(portable, vector_r8_portable, VectorFamily<Vec4, Vec4, 2>)
 SPARSEKERN_DEFINE(portable, vector_r4_portable, VectorFamily<Vec4, Vec4, 1>)

@@ -112,8 +112,8 @@ struct TokensStrip {
 // kInputsAhead: as of the strip. kChunk: bytes of a chunk. kPanelFloats: most floats of a panel, a
 // part of L2, which feeds MV loads for R * MV multiply-adds: partial sums cost more than what a
 // smaller tile would save.
-template <class V, int R, int kMostVectors, int64_t kInputsAhead, int64_t kChunk,
-          int64_t kPanelFloats>
+template <class V, int R, int kMostVectors, int64_t kInputsAhead, int64_t kChunk = kUsualChunk,
+          int64_t kPanelFloats = kUsualPanelFloats>
 struct TokensFamily {
   using Matrix = BlockMatrix;
   using Vec = V;
