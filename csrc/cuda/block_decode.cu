@@ -1,0 +1,138 @@
+// Products of few tokens with block-sparse weights, at the speed at which the weights come from
+// memory: a thread block makes one strip of outputs, whose slices its warps share. Each warp has a
+// pipeline of its own, 3 slices of it under way, so that 32 warps keep 96 KiB of weights under way.
+#include <cuda_runtime.h>
+
+#include "cuda/block_product.h"
+#include "cuda/kernel.h"
+#include "cuda/launch.inl.h"
+#include "cuda/ptx/mma.h"
+#include "cuda/tile/fragments.h"
+#include "cuda/tile/reduce.h"
+#include "cuda/tile/warp_pipeline.h"
+
+namespace sparsekern::cuda {
+namespace {
+
+using ptx::Shared;
+using Product = BlockProduct<false>;
+
+constexpr int kWarps = 8, kThreads = kWarps * 32, kStages = 4;
+
+template <int kHeight, int kTokenTiles>
+struct Sizes {
+  static constexpr uint32_t kWeightsBytes = kHeight * 16 * 2;
+  static constexpr uint32_t kStageBytes = kWeightsBytes + kTokenTiles * 8 * 16 * 2;
+  static constexpr uint32_t kSharedBytes = kWarps * kStages * kStageBytes;
+  static_assert(kSharedBytes >= tile::kReduceBytes<kWarps, kHeight / 16, kTokenTiles>);
+};
+
+// The slices of a strip, counted through all its blocks. Each lane copies a chunk or two.
+template <int kHeight, int kTokenTiles>
+class Slices {
+ public:
+  __device__ Slices(const Product& p, int strip, int64_t token)
+      : p_(p), part_(strip % p.strips), token_(token) {
+    const int group = strip / p.strips;
+    first_ = p.first(group);
+    count_ = p.count(group) * p.slices();
+  }
+
+  __device__ int count() const { return count_; }
+
+  __device__ void load(int slice, Shared stage) const {
+    const int entry = first_ + slice / p_.slices(), within = slice % p_.slices() * 16;
+    load_weights(entry, within, stage);
+    load_tokens(int64_t{p_.column(entry)} * p_.weight.cols + within,
+                stage + Sizes<kHeight, kTokenTiles>::kWeightsBytes);
+  }
+
+ private:
+  __device__ void load_weights(int entry, int within, Shared to) const {
+    constexpr int kChunks = kHeight / tile::kChunkNumbers;
+#pragma unroll
+    for (uint32_t at = threadIdx.x % 32; at < 16 * kChunks; at += 32) {
+      const uint32_t row = at / kChunks, chunk = at % kChunks;
+      const int64_t from = (int64_t{entry} * p_.weight.cols + within + row) * p_.weight.rows +
+                           part_ * kHeight + chunk * tile::kChunkNumbers;
+      ptx::cp_async_16(to + tile::swizzled<kChunks>(row, chunk),
+                       (p_.weight.values + from).template as<const uint4>(), true);
+    }
+  }
+
+  __device__ void load_tokens(int64_t first_input, Shared to) const {
+    const uint32_t row = threadIdx.x % 32 / 2, chunk = threadIdx.x % 2;
+    if (row >= kTokenTiles * 8) return;
+    const int64_t token = token_ + row, input = first_input + chunk * tile::kChunkNumbers;
+    const bool inside = token < p_.call.tokens && input < p_.call.inputs;
+    const int64_t from = inside ? token * p_.call.x_stride + input : 0;
+    ptx::cp_async_16(to + tile::swizzled<2>(row, chunk),
+                     (p_.call.x + from).template as<const uint4>(), inside);
+  }
+
+  const Product& p_;
+  const int part_;  // of the blocks' outputs
+  const int64_t token_;
+  int first_, count_;
+};
+
+template <class Number, int kHeight, int kTokenTiles>
+__device__ inline void multiply(tile::Sums<kHeight / 16, kTokenTiles>& sums, Shared stage) {
+  const Shared tokens = stage + Sizes<kHeight, kTokenTiles>::kWeightsBytes;
+  uint32_t b[4];
+  if constexpr (kTokenTiles == 2) {
+    tile::load_b_pair<2>(b, tokens, 0, 0);
+  } else {
+    tile::load_b_single<2>(b, tokens, 0, 0);
+  }
+#pragma unroll
+  for (int i = 0; i < kHeight / 16; ++i) {
+    uint32_t a[4];
+    tile::load_a_trans<kHeight / 8>(a, stage, 0, 16 * i);
+#pragma unroll
+    for (int j = 0; j < kTokenTiles; ++j) {
+      ptx::mma_m16n8k16<Number>(sums[i][j], a, b[2 * j], b[2 * j + 1]);
+    }
+  }
+}
+
+template <class Number, int kHeight, int kTokenTiles>
+__global__ void __launch_bounds__(kThreads, 4) block_decode(const __grid_constant__ Product p) {
+  using Size = Sizes<kHeight, kTokenTiles>;
+  const Shared memory = ptx::shared_memory();
+  const int warp = int(threadIdx.x / 32);
+  const int64_t token = int64_t{blockIdx.y} * kTokenTiles * 8;
+  const Slices<kHeight, kTokenTiles> slices(p, int(blockIdx.x), token);
+  tile::Sums<kHeight / 16, kTokenTiles> sums = {};
+  tile::warp_pipeline<kStages>(
+      warp, kWarps, slices.count(), memory + warp * kStages * Size::kStageBytes, Size::kStageBytes,
+      [&](int slice, Shared stage) { slices.load(slice, stage); },
+      [&](Shared stage) { multiply<Number, kHeight, kTokenTiles>(sums, stage); });
+  __syncthreads();
+  tile::reduce_and_write<Number, kWarps>(sums, memory, p.call, int64_t{blockIdx.x} * kHeight,
+                                         token);
+}
+
+template <int kHeight, int kTokenTiles>
+cudaError_t run_tiles(const Product& p, Number number, cudaStream_t stream) {
+  const auto kernel = number == Number::kBFloat16
+                          ? block_decode<ptx::BFloat16, kHeight, kTokenTiles>
+                          : block_decode<ptx::Float16, kHeight, kTokenTiles>;
+  const Grid grid{int64_t{p.groups} * p.strips, ceil_div(p.call.tokens, kTokenTiles * 8)};
+  return launch(kernel, grid, kThreads, Sizes<kHeight, kTokenTiles>::kSharedBytes, p, stream);
+}
+
+// `argument`: a BlockProduct<false>.
+template <int kHeight>
+cudaError_t run(const void* argument, Number number, cudaStream_t stream) {
+  const auto& p = *static_cast<const Product*>(argument);
+  return p.call.tokens <= 8 ? run_tiles<kHeight, 1>(p, number, stream)
+                            : run_tiles<kHeight, 2>(p, number, stream);
+}
+
+}  // namespace
+
+cudaError_t block_decode_h32(const void* p, Number n, cudaStream_t s) { return run<32>(p, n, s); }
+cudaError_t block_decode_h16(const void* p, Number n, cudaStream_t s) { return run<16>(p, n, s); }
+
+}  // namespace sparsekern::cuda

@@ -1,0 +1,40 @@
+// What kernels are given: places in global memory and sizes, and nothing of torch.
+#pragma once
+
+#include <stdint.h>
+
+#include "core/view.h"
+#include "cuda/ptx/memory.h"
+
+namespace sparsekern::cuda {
+
+// y = activation(x W^T + bias), all of one 16-bit dtype. Rows of x begin at multiples of 16 bytes,
+// and so does y if `outputs` is a multiple of 8.
+struct Call {
+  ptx::Global<const uint16_t> x;     // [tokens, inputs]
+  int64_t x_stride;                  // numbers from one token to the next, a multiple of 8
+  ptx::Global<uint16_t> y;           // [tokens, outputs]
+  ptx::Global<const uint16_t> bias;  // [outputs], or null
+  int64_t tokens, inputs, outputs;   // inputs: a multiple of 8, zeros behind the weight's own
+  Activation activation;
+};
+
+// A weight in blocks of `rows` outputs and `cols` inputs, both multiples of 16, for a product with
+// it or with its transpose (sparsekern/layouts/block.py).
+struct Blocks {
+  ptx::Global<const uint16_t> values;   // [blocks, cols, rows]
+  ptx::Global<const uint16_t> columns;  // [blocks]
+  ptx::Global<const int32_t> offsets;   // [block rows + 1]
+  int rows, cols;
+  int block_rows, block_columns;
+};
+
+// The blocks of each block column, for products with the transpose: of column j the first
+// counts[j] of [block_rows] entries from j * block_rows on, by ascending block rows.
+struct BlockColumns {
+  ptx::Global<const int32_t> counts;      // [block columns]
+  ptx::Global<const int32_t> block_rows;  // [block columns, block rows]
+  ptx::Global<const int32_t> blocks;      // the same: numbers in Blocks
+};
+
+}  // namespace sparsekern::cuda

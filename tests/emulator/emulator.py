@@ -1,0 +1,357 @@
+"""The CUDA kernels of csrc/cuda, the very same sources, compiled by g++ and run on the CPU by this folder's emulator.
+
+Runs without the compiled library of the package, and without nvcc.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import sparsekern as sk
+from sparsekern.layouts.compressed import decode_columns
+from sparsekern.ops import ACTIVATIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+COMPILER = os.environ.get("CXX", "c++").split()
+FLAGS = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fPIC"]
+NUMBERS = {torch.bfloat16: 0, torch.float16: 1}
+
+
+def compile_machine(folder: Path) -> list[Path]:
+    """The objects that are the same whatever kernels run: the emulator itself, and the tests' own kernels."""
+    return _compile([*HERE.rglob("*.cpp"), *HERE.glob("*.cu")], folder, ROOT / "csrc")
+
+
+def build(folder: Path, machine: Sequence[Path], csrc: Path = ROOT / "csrc") -> Path:
+    """Compile the kernels of ``csrc`` and link them with the ``machine`` into a library in ``folder``."""
+    kernels = _compile([*(csrc / "cuda").rglob("*.cu"), csrc / "cuda" / "kernel.cpp"], folder, csrc)
+    library = folder / "emulated.so"
+    _run(*COMPILER, "-shared", *machine, *kernels, "-o", library)
+    return library
+
+
+def _compile(sources: Sequence[Path], folder: Path, csrc: Path) -> list[Path]:
+    def compile_one(source: Path) -> Path:
+        target = folder / f"{source.name}.o"
+        _run(*COMPILER, *FLAGS, f"-I{HERE}", f"-I{csrc}", "-x", "c++", "-c", source, "-o", target)
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(compile_one, sources))
+
+
+def _run(*command: str | Path) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stderr[-6000:]}"
+
+
+class _Fields(ctypes.Structure):
+    """A struct of entries.cpp, filled by its names."""
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**{name: v.data_ptr() if isinstance(v, Tensor) else v for name, v in values.items()})
+
+
+class Product(_Fields):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "bias", "y")),
+        *((name, ctypes.c_int64) for name in ("x_stride", "tokens", "inputs", "outputs")),
+        *((name, ctypes.c_int32) for name in ("activation", "number")),
+    )
+
+
+class BlockWeight(_Fields):
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("values", "columns", "offsets", "counts", "block_rows_of_columns", "blocks_of_columns")
+        ),
+        *((name, ctypes.c_int32) for name in ("rows", "cols", "block_rows", "block_columns")),
+    )
+
+
+class NMWeight(_Fields):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("values", "positions")),
+        *((name, ctypes.c_int32) for name in ("row_tiles", "group_tiles")),
+    )
+
+
+class Gradient(_Fields):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "grad", "grad_values")),
+        *((name, ctypes.c_int64) for name in ("x_stride", "grad_stride", "tokens")),
+        *((name, ctypes.c_int32) for name in ("blocks", "number")),
+    )
+
+
+class Columns(_Fields):
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("counts", "block_rows", "blocks"))
+
+
+@dataclass(frozen=True)
+class Access:
+    """What the accesses of one place in a kernel cost, in sectors of global or passes of shared memory."""
+
+    kind: str
+    site: str
+    instructions: int
+    bytes: int
+    taken: int
+    least: int
+
+
+@dataclass(frozen=True)
+class Counters:
+    instructions: dict[str, int]
+    accesses: list[Access]
+
+    def of(self, *kinds: str) -> list[Access]:
+        return [access for access in self.accesses if access.kind in kinds]
+
+
+class KernelError(Exception):
+    """What the emulator found wrong."""
+
+
+class Emulator:
+    """A library that :func:`build` made."""
+
+    def __init__(self, library: Path) -> None:
+        self.library = ctypes.CDLL(str(library))
+        entries = ("block_kernel", "nm_kernel", "grad_values_kernel", "columns_kernel", "fault", "probe")
+        for name in ("emulator_fault", "emulator_counters", *(f"run_{entry}" for entry in entries)):
+            getattr(self.library, name).restype = ctypes.c_char_p
+        self.library.emulator_writing_block.restype = ctypes.c_int64
+
+    def counters(self) -> Counters:
+        """Those since the last call."""
+        told = json.loads(self.library.emulator_counters())
+        return Counters(told["instructions"], [Access(**access) for access in told["accesses"]])
+
+    def blocks(
+        self,
+        kernel: str,
+        packed: sk.PackedWeight,
+        x: Tensor,
+        bias: Tensor | None = None,
+        activation: str = "none",
+        transposed: bool = False,
+    ) -> Tensor:
+        """``activation(x @ W.T + bias)``, or ``x @ W`` if transposed, by a kernel of blocks.
+
+        Raises:
+            KernelError: the kernel did what a GPU does not promise to carry out.
+        """
+        parts, sizes = block_arrays(packed)
+        if transposed:
+            parts |= columns_of(parts["columns"].int(), parts["offsets"], sizes["block_columns"])
+        weight = BlockWeight(**parts, **sizes)
+        outputs = packed.shape[1 if transposed else 0]
+        return self._multiply("run_block_kernel", kernel, weight, parts, x, outputs, bias, activation)
+
+    def nm(
+        self,
+        kernel: str,
+        packed: sk.PackedWeight,
+        x: Tensor,
+        bias: Tensor | None = None,
+        activation: str = "none",
+    ) -> Tensor:
+        """``activation(x @ W.T + bias)`` by a kernel of 2:4; raises as :meth:`blocks`."""
+        parts = {"values": aligned(packed.values.view(torch.int16)), "positions": aligned(packed.parts["positions"])}
+        row_tiles, group_tiles = packed.values.shape[:2]
+        weight = NMWeight(**parts, row_tiles=row_tiles, group_tiles=group_tiles)
+        return self._multiply("run_nm_kernel", kernel, weight, parts, x, packed.shape[0], bias, activation)
+
+    def grad_values(self, kernel: str, packed: sk.PackedWeight, grad: Tensor, x: Tensor) -> Tensor:
+        """The gradient of the packed values of blocks, given that of the output; raises as :meth:`blocks`."""
+        parts, sizes = block_arrays(packed)
+        del parts["values"]
+        rows = {"x": padded_rows(x), "grad": padded_rows(grad)}
+        result = aligned(torch.full_like(packed.values, float("nan")))
+        gradient = Gradient(
+            **rows, grad_values=result, x_stride=rows["x"].shape[1], grad_stride=rows["grad"].shape[1],
+            tokens=len(x), blocks=len(packed.values), number=NUMBERS[x.dtype],
+        )  # fmt: skip
+        self._run(
+            "run_grad_values_kernel", kernel, gradient, BlockWeight(**parts, **sizes), parts | rows, {"y": result}
+        )
+        return result
+
+    def columns(self, packed: sk.PackedWeight) -> dict[str, Tensor]:
+        """The index of the transpose, as :func:`columns_of` returns it."""
+        parts, sizes = block_arrays(packed)
+        del parts["values"]
+        grid = (sizes["block_columns"], sizes["block_rows"])
+        made = {"counts": torch.full(grid[:1], -1), "block_rows": torch.full(grid, -1), "blocks": torch.full(grid, -1)}
+        made = {name: aligned(array.int()) for name, array in made.items()}
+        weight = BlockWeight(**parts, **sizes)
+        self._run("run_columns_kernel", "block_columns_index", Columns(**made), weight, parts, made)
+        names = {"block_rows": "block_rows_of_columns", "blocks": "blocks_of_columns"}
+        return {names.get(name, name): array for name, array in made.items()}
+
+    def writing_block(self, y: Tensor, *place: int) -> int:
+        """Number of the thread block that wrote a place of ``y`` in the last launch."""
+        offset = sum(i * stride for i, stride in zip(place, y.stride(), strict=True)) * y.element_size()
+        return self.library.emulator_writing_block(ctypes.c_void_p(y.data_ptr() + offset))
+
+    def fault(self, kernel: str) -> None:
+        """Run a kernel of faults.cu; raises as :meth:`blocks`."""
+        x = aligned(torch.arange(64, dtype=torch.int32))
+        y = aligned(torch.zeros(64, dtype=torch.int32))
+        self._hand_over({"x": x}, {"y": y})
+        self._check(self.library.run_fault(kernel.encode(), _address(x), _address(y)))
+
+    def probe(self, instruction: str, a: Tensor, b: Tensor | None = None, metadata: Tensor | None = None) -> Tensor:
+        """The registers ``[32, 4]`` that an instruction leaves, as float32: ``a`` and ``b`` are int32 ``[32, 4]``."""
+        b = torch.zeros(32, 4, dtype=torch.int32) if b is None else b
+        metadata = torch.zeros(32, dtype=torch.int32) if metadata is None else metadata
+        inputs = {"a": aligned(a), "b": aligned(b), "metadata": aligned(metadata)}
+        d = aligned(torch.zeros(32, 4))
+        self._hand_over(inputs, {"d": d})
+        self._check(self.library.run_probe(instruction.encode(), *map(_address, (*inputs.values(), d))))
+        return d
+
+    def _multiply(
+        self,
+        entry: str,
+        kernel: str,
+        weight: _Fields,
+        parts: dict[str, Tensor],
+        x: Tensor,
+        outputs: int,
+        bias: Tensor | None,
+        activation: str,
+    ) -> Tensor:
+        rows = padded_rows(x)
+        y = aligned(torch.full((len(x), outputs), float("nan"), dtype=x.dtype))
+        product = Product(
+            x=rows, bias=bias, y=y, x_stride=rows.shape[1], tokens=len(x), inputs=rows.shape[1], outputs=outputs,
+            activation=ACTIVATIONS.index(activation), number=NUMBERS[x.dtype],
+        )  # fmt: skip
+        inputs = {"x": rows, **parts} if bias is None else {"x": rows, "bias": bias, **parts}
+        self._run(entry, kernel, product, weight, inputs, {"y": y})
+        return y
+
+    def _run(
+        self,
+        entry: str,
+        kernel: str,
+        product: _Fields,
+        weight: _Fields,
+        inputs: dict[str, Tensor],
+        outputs: dict[str, Tensor],
+    ) -> None:
+        self._hand_over(inputs, outputs)
+        self._check(getattr(self.library, entry)(kernel.encode(), ctypes.byref(product), ctypes.byref(weight)))
+
+    def _hand_over(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
+        """What kernels may read, and what they may write; nothing else."""
+        self.library.emulator_forget_buffers()
+        for name, array in (inputs | outputs).items():
+            assert array.is_contiguous()
+            size = ctypes.c_int64(array.numel() * array.element_size())
+            self.library.emulator_add_buffer(name.encode(), _address(array), size, int(name in outputs))
+
+    def _check(self, error: bytes) -> None:
+        if error == b"cudaErrorLaunchFailure":
+            raise KernelError(self.library.emulator_fault().decode())
+        assert error == b"cudaSuccess", error.decode()
+
+
+def _address(array: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.data_ptr())
+
+
+def block_arrays(packed: sk.PackedWeight) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """The packed tensors of blocks, where a GPU may have them, and the sizes of blocks and grid."""
+    block = packed.granularity
+    block_rows, block_columns = block.grid(packed.shape)
+    parts = {
+        "values": aligned(packed.values.view(torch.int16)),
+        "columns": aligned(decode_columns(packed.parts["columns"]).to(torch.int16)),
+        "offsets": aligned(packed.parts["offsets"]),
+    }
+    return parts, {"rows": block.rows, "cols": block.cols, "block_rows": block_rows, "block_columns": block_columns}
+
+
+def padded_rows(x: Tensor) -> Tensor:
+    """Rows at multiples of 16 bytes, with zeros behind the matrix's own numbers."""
+    return aligned(torch.nn.functional.pad(x, (0, -x.shape[1] % 8)))
+
+
+def aligned(array: Tensor) -> Tensor:
+    """A copy at a multiple of 128 bytes, as memory of a GPU has it."""
+    numbers = 128 // array.element_size()
+    memory = array.new_empty(array.numel() + numbers)
+    first = -memory.data_ptr() % 128 // array.element_size()
+    copy = memory[first : first + array.numel()].view(array.shape)
+    return copy.copy_(array)
+
+
+def columns_of(columns: Tensor, offsets: Tensor, block_columns: int) -> dict[str, Tensor]:
+    """The blocks of each block column, by ascending block rows: what kernels of gradients of inputs walk."""
+    block_rows = len(offsets) - 1
+    rows = torch.repeat_interleave(torch.arange(block_rows), offsets.diff().long())
+    counts = torch.zeros(block_columns, dtype=torch.int32)
+    rows_of = torch.full((block_columns, block_rows), -1, dtype=torch.int32)
+    blocks_of = rows_of.clone()
+    for block, (row, column) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
+        place = int(counts[column])
+        rows_of[column, place], blocks_of[column, place] = row, block
+        counts[column] += 1
+    return {"counts": counts, "block_rows_of_columns": rows_of, "blocks_of_columns": blocks_of}
+
+
+def expected(x: Tensor, dense: Tensor, bias: Tensor | None, activation: str) -> tuple[Tensor, Tensor]:
+    """The product in float64, and the size of the numbers that are summed to it, for tolerances."""
+    wide, weight = x.double(), dense.double()
+    y = wide @ weight.T
+    size = wide.abs() @ weight.abs().T
+    if bias is not None:
+        y, size = y + bias.double(), size + bias.double().abs()
+    apply = {
+        "none": lambda y: y, "relu": torch.relu, "silu": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu
+    }  # fmt: skip
+    return apply[activation](y), size
+
+
+def assert_near(y: Tensor, x: Tensor, dense: Tensor, bias: Tensor | None = None, activation: str = "none") -> None:
+    """Within one rounding of the dtype, and what float32 sums lose."""
+    wanted, size = expected(x, dense, bias, activation)
+    unit = torch.finfo(y.dtype).eps
+    error = (y.double() - wanted).abs()
+    allowed = 0.51 * unit * wanted.abs() + 2e-6 * size + torch.finfo(y.dtype).smallest_normal * unit
+    assert not y.isnan().any()
+    worst = (error - allowed).argmax()
+    assert bool((error <= allowed).all()), f"{y.flatten()[worst]} for {wanted.flatten()[worst]}"
+
+
+def pack_random(
+    shape: Sequence[int], granularity: sk.Granularity, density: float, dtype: torch.dtype, seed: int
+) -> sk.PackedWeight:
+    """A random weight of about that density, of random blocks."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(*shape, generator=generator)
+    mask = None
+    if isinstance(granularity, sk.Block):
+        grid = granularity.grid((shape[0], shape[1]))
+        kept = torch.rand(grid, generator=generator) < density
+        kept[-1, -1] |= density > 0
+        mask = granularity.spread(kept, (shape[0], shape[1]))
+    else:
+        mask = sk.make_mask(weight, granularity)
+    return sk.pack(weight.to(dtype), granularity, mask)

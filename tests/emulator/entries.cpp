@@ -1,0 +1,99 @@
+// What tests call: the kernels by their names in the table, on plain arrays.
+#include "cuda/block_product.h"
+#include "cuda/columns_product.h"
+#include "cuda/grad_product.h"
+#include "cuda/kernel.h"
+#include "cuda/nm_product.h"
+
+using namespace sparsekern;
+
+namespace {
+
+// As emulator.py has it.
+struct Product {
+  const uint16_t *x, *bias;
+  uint16_t* y;
+  int64_t x_stride, tokens, inputs, outputs;
+  int32_t activation, number;
+};
+
+struct BlockWeight {
+  const uint16_t *values, *columns;
+  const int32_t *offsets, *counts, *block_rows_of_columns, *blocks_of_columns;
+  int32_t rows, cols, block_rows, block_columns;
+};
+
+struct NMWeight {
+  const uint16_t* values;
+  const uint8_t* positions;
+  int32_t row_tiles, group_tiles;
+};
+
+struct Gradient {
+  const uint16_t *x, *grad;
+  uint16_t* grad_values;
+  int64_t x_stride, grad_stride, tokens;
+  int32_t blocks, number;
+};
+
+struct Columns {
+  int32_t *counts, *block_rows, *blocks;
+};
+
+cuda::Call call_of(const Product& p) {
+  return {{p.x},    p.x_stride, {p.y},     {p.bias},
+          p.tokens, p.inputs,   p.outputs, static_cast<Activation>(p.activation)};
+}
+
+cuda::Blocks blocks_of(const BlockWeight& w) {
+  return {{w.values}, {w.columns}, {w.offsets}, w.rows, w.cols, w.block_rows, w.block_columns};
+}
+
+template <bool kTransposed>
+cudaError_t run_blocks(const cuda::KernelInfo& kernel, const Product& p, const BlockWeight& w) {
+  const cuda::BlockColumns transpose{{w.counts}, {w.block_rows_of_columns}, {w.blocks_of_columns}};
+  const auto product =
+      cuda::block_product<kTransposed>(call_of(p), blocks_of(w), transpose, kernel.height);
+  return kernel.launch(&product, static_cast<cuda::Number>(p.number), nullptr);
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* run_block_kernel(const char* name, const Product* p, const BlockWeight* w) {
+  const cuda::KernelInfo* kernel = cuda::find_kernel(name);
+  if (kernel == nullptr) return "no such kernel";
+  return cudaGetErrorName(kernel->purpose == cuda::Purpose::kLinear
+                              ? run_blocks<false>(*kernel, *p, *w)
+                              : run_blocks<true>(*kernel, *p, *w));
+}
+
+const char* run_nm_kernel(const char* name, const Product* p, const NMWeight* w) {
+  const cuda::KernelInfo* kernel = cuda::find_kernel(name);
+  if (kernel == nullptr) return "no such kernel";
+  const cuda::NMProduct product{
+      call_of(*p), {w->values}, {w->positions}, w->row_tiles, w->group_tiles};
+  return cudaGetErrorName(kernel->launch(&product, static_cast<cuda::Number>(p->number), nullptr));
+}
+
+const char* run_grad_values_kernel(const char* name, const Gradient* g, const BlockWeight* w) {
+  const cuda::KernelInfo* kernel = cuda::find_kernel(name);
+  if (kernel == nullptr) return "no such kernel";
+  const cuda::GradProduct product{{{g->x}, g->x_stride, g->x_stride},
+                                  {{g->grad}, g->grad_stride, g->grad_stride},
+                                  g->tokens,
+                                  blocks_of(*w),
+                                  g->blocks,
+                                  {g->grad_values}};
+  return cudaGetErrorName(kernel->launch(&product, static_cast<cuda::Number>(g->number), nullptr));
+}
+
+const char* run_columns_kernel(const char* name, const Columns* c, const BlockWeight* w) {
+  const cuda::KernelInfo* kernel = cuda::find_kernel(name);
+  if (kernel == nullptr) return "no such kernel";
+  const cuda::ColumnsProduct product{blocks_of(*w), {c->counts}, {c->block_rows}, {c->blocks}};
+  return cudaGetErrorName(kernel->launch(&product, cuda::Number::kBFloat16, nullptr));
+}
+
+}  // extern "C"

@@ -1,0 +1,50 @@
+// A launch, and what tests ask about it.
+#include <cstring>
+
+#include "cuda_runtime.h"
+#include "machine/counters.h"
+#include "machine/memory.h"
+
+namespace emulator {
+
+namespace {
+
+std::string the_fault, the_counters;
+
+// What launches on a GPU refuse too.
+bool possible(dim3 grid, dim3 size, uint32_t shared_bytes) {
+  const uint64_t threads = uint64_t{size.x} * size.y * size.z;
+  return grid.x > 0 && grid.x <= 0x7FFFFFFF && grid.y > 0 && grid.y <= 65535 && grid.z > 0 &&
+         grid.z <= 65535 && threads > 0 && threads <= 1024 && shared_bytes <= 227 * 1024;
+}
+
+}  // namespace
+
+cudaError_t launch(dim3 grid, dim3 size, uint32_t shared_bytes, const char* kernel,
+                   void (*body)(void*), void* argument) {
+  if (!possible(grid, size, shared_bytes)) return cudaErrorInvalidConfiguration;
+  forget_writers();
+  try {
+    run(grid, size, shared_bytes, kernel, body, argument);
+    return cudaSuccess;
+  } catch (const Fault& fault) {
+    the_fault = fault.what();
+    return cudaErrorLaunchFailure;
+  }
+}
+
+}  // namespace emulator
+
+extern "C" {
+
+// What the last launch that failed did wrong.
+const char* emulator_fault() { return emulator::the_fault.c_str(); }
+
+// The counters since the last call, as JSON.
+const char* emulator_counters() {
+  emulator::the_counters = emulator::counters_json();
+  emulator::clear_counters();
+  return emulator::the_counters.c_str();
+}
+
+}  // extern "C"

@@ -1,0 +1,63 @@
+"""Faults planted in the kernels' sources: each is caught, so that the other tests mean something."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from emulator import ROOT, Emulator, KernelError, assert_near, build, pack_random
+
+import sparsekern as sk
+
+WRONG = (AssertionError, "for")  # a number, for the one that is right
+WAIT = ("cp_async_wait<kStages - 2>", "cp_async_wait<kStages - 1>")
+
+# File below csrc/cuda, what stands there, what is planted instead, and what then fails.
+PLANTED = {
+    "a race": ("block_linear.cu", "      __syncthreads();\n", "", KernelError, "race|under way|nobody has written"),
+    "a missing wait": ("block_linear.cu", *WAIT, KernelError, "not waited for"),
+    "a race in a warp": ("tile/warp_pipeline.h", "    __syncwarp();\n", "", KernelError, "race|under way"),
+    "a missing wait of a warp": ("tile/warp_pipeline.h", *WAIT, KernelError, "not waited for"),
+    "metadata of the next row": ("nm_linear.cu", "(2 * g + q % 2) * 4", "(2 * (g ^ 1) + q % 2) * 4", *WRONG),
+    "metadata of the wrong lanes": ("nm_linear.cu", "q / 2 : 0", "1 - q / 2 : 0", *WRONG),
+    "tokens beyond the last": (
+        "block_linear.cu",
+        "token < p_.call.tokens &&",
+        "true &&",
+        KernelError,
+        "read of 16 bytes",
+    ),
+    "a number beyond the row": ("tile/epilogue.h", "if (first + n < call.outputs)", "", KernelError, "of y|race"),
+    "a swizzle forgotten": ("tile/swizzle.h", "(chunk ^ (row & 7))", "chunk", AssertionError, "conflicts"),
+    "a column too far": ("block_product.h", "weight.columns + entry)", "weight.columns + entry) + 1", *WRONG),
+}
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_planted(machine: list[Path], tmp_path: Path, fault: str) -> None:
+    file, right, wrong, error, message = PLANTED[fault]
+    csrc = tmp_path / "csrc"
+    shutil.copytree(ROOT / "csrc", csrc)
+    source = csrc / "cuda" / file
+    text = source.read_text()
+    assert right in text
+    source.write_text(text.replace(right, wrong, 1))
+    emulator = Emulator(build(tmp_path, machine, csrc))
+    with pytest.raises(error, match=message):
+        run_all(emulator)
+
+
+def test_nothing_planted(emulator: Emulator) -> None:
+    run_all(emulator)
+
+
+def run_all(emulator: Emulator) -> None:
+    emulator.counters()
+    blocks = pack_random((130, 320), sk.Block(16, 32), 0.5, torch.bfloat16, seed=1)
+    two_of_four = pack_random((144, 320), sk.NM(2, 4), 0.5, torch.bfloat16, seed=2)
+    for tokens, block_kernel, nm_kernel in ((70, "block_h16", "nm_2_4"), (9, "block_decode_h16", "nm_2_4_decode")):
+        x = torch.randn(tokens, 320).bfloat16()
+        assert_near(emulator.blocks(block_kernel, blocks, x), x, blocks.to_dense())
+        assert_near(emulator.nm(nm_kernel, two_of_four, x), x, two_of_four.to_dense())
+    conflicts = [access for access in emulator.counters().of("ldmatrix") if access.taken > access.least]
+    assert not conflicts, f"bank conflicts: {conflicts}"
