@@ -1,8 +1,9 @@
 """Builds the native library, or says why it cannot and leaves a pure-Python package.
 
 Whatever needs no compiler stands in pyproject.toml. Environment switches: SPARSEKERN_REQUIRE_NATIVE=1
-turns a missing compiler or torch into an error, MAX_JOBS limits parallel compilation, DEBUG=1 builds
-for a debugger. (SPARSEKERN_SANITIZE is for `make sanitize`; see CONTRIBUTING.md.)
+turns a missing compiler or torch into an error, SPARSEKERN_REQUIRE_CUDA=1 a missing nvcc, SPARSEKERN_CUDA=0
+leaves the CUDA library out, MAX_JOBS limits parallel compilation, DEBUG=1 builds for a debugger.
+(SPARSEKERN_SANITIZE is for `make sanitize`; see CONTRIBUTING.md.)
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import importlib
 import importlib.util
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -122,10 +126,102 @@ def include_flags(torch: ModuleType) -> list[str]:
     return [f"-isystem{folder}" for folder in folders]
 
 
+# ---- the CUDA library -----------------------------------------------------------------------------
+
+# Machine code for these, and PTX of the last one for whatever comes after; that of sm_80 serves 86 and 89 too.
+CUDA_ARCHS = ("80", "90", "100", "120")
+OLDEST_CUDA = (12, 5)  # mma.sp::ordered_metadata
+
+
+def find_nvcc() -> Path:
+    """The CUDA compiler, new enough for the kernels."""
+    if os.environ.get("SPARSEKERN_CUDA", "1") in ("", "0"):
+        raise NoNativeBuildError("SPARSEKERN_CUDA=0 leaves the CUDA kernels out", "unset it and install again")
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    found = shutil.which("nvcc", path=os.pathsep.join(f"{home}/bin" for home in homes if home)) or shutil.which("nvcc")
+    install = "install a CUDA toolkit, 12.5 or newer, or name its folder with CUDA_HOME, and install again"
+    if found is None:
+        raise NoNativeBuildError("nvcc was not found", install)
+    told = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+)\.(\d+)", told)
+    if release is None or (int(release[1]), int(release[2])) < OLDEST_CUDA:
+        raise NoNativeBuildError(f"{found} is of CUDA {release[0] if release else 'unknown'}, older than 12.5", install)
+    return Path(found).resolve()
+
+
+def cuda_targets(nvcc: Path) -> list[str]:
+    """Flags for the architectures that this nvcc knows."""
+    known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
+    archs = [arch for arch in CUDA_ARCHS if f"sm_{arch}" in known]
+    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    return [*flags, f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
+
+
+def build_cuda(torch: ModuleType, target: Path) -> str:
+    """Compile what changed and link the library ``target``; return the name and version of the compiler.
+
+    Not an Extension: torch builds those with CUDA only if it has been built with CUDA itself.
+    """
+    nvcc = find_nvcc()
+    objects = ROOT / "build" / "cuda"
+    objects.mkdir(parents=True, exist_ok=True)
+    bindings = [ROOT / "csrc/bindings/ops_cuda.cpp", ROOT / "csrc/bindings/cuda_arguments.cpp"]
+    sources = [*sorted((ROOT / "csrc/cuda").rglob("*.cu")), ROOT / "csrc/cuda/kernel.cpp", *bindings]
+    headers = [p for kind in ("*.h", "*.inc") for p in (ROOT / "csrc").rglob(kind)]
+    newest = max(path.stat().st_mtime for path in [*headers, ROOT / "setup.py"])
+    host = ["-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall"]
+    targets, includes = cuda_targets(nvcc), [flag.replace("-isystem", "-isystem=") for flag in include_flags(torch)]
+
+    def compile_one(source: Path) -> Path:
+        made = objects / f"{source.name}.o"
+        if made.exists() and made.stat().st_mtime > max(newest, source.stat().st_mtime):
+            return made
+        flags = targets if source.suffix == ".cu" else [*includes, FLAGS[-1]]
+        command = [nvcc, "-std=c++17", "-O3", *host, *flags, f"-I{ROOT / 'csrc'}", "-c", source, "-o", made]
+        run_compiler(command)
+        return made
+
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+        made = list(pool.map(compile_one, sources))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    libraries = f"-L{Path(torch.__file__).parent / 'lib'}"
+    run_compiler([nvcc, "-shared", "-cudart", "static", *made, libraries, "-ltorch_cpu", "-o", target])
+    told = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    return f"nvcc, CUDA {re.search(r'release ([0-9.]+)', told)[1]}"  # type: ignore[index]
+
+
+def run_compiler(command: list[Any]) -> None:
+    """Run it; what it says is the reason if it fails."""
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if done.returncode != 0:
+        said = f"{done.stdout}{done.stderr}"
+        print(said, file=sys.stderr)
+        first = next((line for line in said.splitlines() if "error" in line), said[-200:])
+        raise NoNativeBuildError(f"nvcc failed: {first}", "python setup.py build_ext --inplace shows all that it says")
+
+
+def try_build_cuda(torch: ModuleType, folder: Path) -> dict[str, Any]:
+    """Build the CUDA library beside the modules below ``folder``; return the record of it for doctor."""
+    target = folder / "sparsekern" / "_C_cuda.so"
+    try:
+        return {"built": True, "compiler": build_cuda(torch, target), "archs": [f"sm_{arch}" for arch in CUDA_ARCHS]}
+    except NoNativeBuildError as why:
+        if os.environ.get("SPARSEKERN_REQUIRE_CUDA", "0") not in ("", "0"):
+            raise SystemExit(f"sparsekern: SPARSEKERN_REQUIRE_CUDA is set, but {why}") from None
+        target.unlink(missing_ok=True)
+        return {"built": False, "reason": why.reason, "fix": why.fix}
+
+
+# ---- the CPU library --------------------------------------------------------------------------------
+
+
 def native_extension(torch: ModuleType) -> Extension:
     """The one extension: CPU kernels, their torch operators and the pybind11 control plane."""
     sources = [
-        str(p.relative_to(ROOT)) for part in ("core", "cpu", "bindings") for p in (ROOT / "csrc" / part).rglob("*.cpp")
+        str(p.relative_to(ROOT))
+        for part in ("core", "cpu", "bindings")
+        for p in (ROOT / "csrc" / part).rglob("*.cpp")
+        if "cuda" not in p.name
     ]
     headers = [str(p.relative_to(ROOT)) for kind in ("*.h", "*.inc") for p in (ROOT / "csrc").rglob(kind)]
     if not sources:
@@ -144,7 +240,7 @@ def native_extension(torch: ModuleType) -> Extension:
     )
 
 
-def build_native_command() -> type[Command]:
+def build_native_command(torch: ModuleType) -> type[Command]:
     """Torch's build_ext (ninja, in parallel), with a folder for objects that outlives one pip run."""
     base = importlib.import_module("torch.utils.cpp_extension").BuildExtension
 
@@ -156,8 +252,11 @@ def build_native_command() -> type[Command]:
 
         def run(self) -> None:
             super().run()
-            if self.inplace:
-                write_record(ROOT)
+            # Sanitizers are for the CPU's kernels: those of CUDA have the emulator.
+            if not os.environ.get("SPARSEKERN_SANITIZE"):
+                folder = ROOT if self.inplace else Path(self.build_lib)
+                RECORD["cuda"] = try_build_cuda(torch, folder)
+                write_record(folder)
 
     return BuildNative
 
@@ -193,7 +292,7 @@ def plan_build() -> tuple[dict[str, Any], dict[str, Any]]:
         "torch": torch.__version__,
         "git": git_revision(),
     }
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": build_native_command()}}, record
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": build_native_command(torch)}}, record
 
 
 ARGUMENTS, RECORD = plan_build()

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib
 import os
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 ENV_ISA = "SPARSEKERN_ISA"
 
 native: Any = None
 """The compiled module ``sparsekern._C``, or None in a pure-Python installation."""
+
+CUDA_LIBRARY = Path(__file__).with_name("_C_cuda.so")
+"""The operators of CUDA, if they were built."""
 
 failure: str | None = None
 """Why ``native`` is None."""
@@ -22,6 +27,25 @@ if not TYPE_CHECKING:
         native = importlib.import_module("._C", __package__)
     except ImportError as error:
         failure = str(error)
+
+
+@cache
+def load_cuda() -> str | None:
+    """Load the CUDA library, which registers its operators; None, or why it is not there.
+
+    Once in a process, and only when a CUDA tensor is met or somebody asks: it brings a CUDA runtime of its own.
+    """
+    if native is None:
+        return f"native kernels are not installed ({failure})"
+    if not CUDA_LIBRARY.exists():
+        return "the CUDA library is not built (python -m sparsekern doctor says why)"
+    import torch
+
+    try:
+        torch.ops.load_library(str(CUDA_LIBRARY))
+    except OSError as error:
+        return f"the CUDA library does not load ({error})"
+    return None
 
 
 def apply_isa_limit() -> None:

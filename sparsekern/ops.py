@@ -320,8 +320,8 @@ def format_grad_values(
 
 
 def _widened(product: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """bfloat16 has no kernels of gradients: it is summed in float32, for which there are, and rounded once."""
-    if tensors[0].dtype != torch.bfloat16:
+    """On a CPU bfloat16 has no kernels of gradients: it is summed in float32, for which there are, and rounded once."""
+    if tensors[0].dtype != torch.bfloat16 or tensors[0].device.type != "cpu":
         return product(*tensors)
     return product(*(tensor.float() for tensor in tensors)).bfloat16()
 

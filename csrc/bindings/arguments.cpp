@@ -6,27 +6,14 @@
 
 #include <type_traits>
 
+#include "bindings/rows.h"
+
 namespace sparsekern {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 namespace {
-
-// Floats from one row of the last dimension to the next, if one number says it for all of them and
-// rows are contiguous; else -1.
-int64_t row_stride(const Tensor& x) {
-  const int64_t last = x.dim() - 1;
-  if (x.size(last) > 1 && x.stride(last) != 1) return -1;
-  int64_t stride = x.size(last), rows = 1;
-  for (int64_t i = last - 1; i >= 0; --i) {
-    if (x.size(i) == 1) continue;
-    if (rows == 1) stride = x.stride(i);
-    if (x.stride(i) != stride * rows) return -1;
-    rows *= x.size(i);
-  }
-  return stride < x.size(last) ? -1 : stride;
-}
 
 void check_values(const Tensor& values, ScalarType dtype, const char* op) {
   STD_TORCH_CHECK(values.scalar_type() == dtype && values.is_contiguous() && values.is_cpu(), op,
@@ -152,9 +139,7 @@ Rows view_rows(const Tensor& x, ScalarType dtype, int64_t columns, const char* n
                   dtype_name(dtype), " on the CPU, like the values", found(x));
   STD_TORCH_CHECK(dims >= 1 && x.size(dims - 1) == columns, op, ": expected ", name, " [..., ",
                   columns, "]", found(x));
-  int64_t count = 1;
-  for (int64_t i = 0; i + 1 < dims; ++i) count *= x.size(i);
-  const int64_t stride = row_stride(x);
+  const int64_t count = row_count(x), stride = row_stride(x);
   return {stride >= 0 ? x : torch::stable::contiguous(x), stride >= 0 ? stride : columns, count};
 }
 

@@ -107,6 +107,31 @@ py::list grad_kernels() {
   return records;
 }
 
+// That of the CUDA library, which may not be built: what there would be.
+py::list cuda_kernels() {
+  constexpr int64_t kAnyTokens = 0;
+  constexpr const char *kBlock = "block", *kNM = "nm", *kLinear = "linear",
+                       *kGradInput = "grad_input", *kGradValues = "grad_values",
+                       *kColumns = "columns";
+  py::list records;
+  const auto add = [&](const char* name, const char* format, const char* purpose, int height,
+                       int64_t min_tokens, int64_t max_tokens) {
+    py::dict record;
+    record["name"] = name;
+    record["format"] = format;
+    record["purpose"] = purpose;
+    record["height"] = height;
+    record["min_tokens"] = min_tokens;
+    record["max_tokens"] = max_tokens == kAnyTokens ? py::object(py::none()) : py::int_(max_tokens);
+    records.append(record);
+  };
+#define SPARSEKERN_CUDA_KERNEL(name, format, purpose, height, min_tokens, max_tokens) \
+  add(#name, format, purpose, height, min_tokens, max_tokens);
+#include "cuda/kernels.inc"
+#undef SPARSEKERN_CUDA_KERNEL
+  return records;
+}
+
 std::string choose(const std::string& format, int64_t block_rows, int64_t tokens,
                    const std::string& values) {
   const Numbers numbers = parse_numbers(values);
@@ -129,6 +154,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", &set_isa, py::arg("name"), "Lower or restore the level in use.");
   m.def("kernels", &kernels, "The CPU kernel table.");
   m.def("grad_kernels", &grad_kernels, "The CPU kernel table of the gradients.");
+  m.def("cuda_kernels", &cuda_kernels, "The table of the CUDA library, built or not.");
   m.def("choose", &choose, py::arg("format"), py::arg("rows"), py::arg("tokens"),
         py::arg("values") = "float32",
         "Name of the kernel that serves a format with so many rows together; empty if none does.");

@@ -5,6 +5,7 @@
 #include "cuda/columns_product.h"
 #include "cuda/kernel.h"
 #include "cuda/launch.inl.h"
+#include "cuda/ptx/memory.h"
 
 namespace sparsekern::cuda {
 namespace {

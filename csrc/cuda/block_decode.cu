@@ -7,6 +7,7 @@
 #include "cuda/kernel.h"
 #include "cuda/launch.inl.h"
 #include "cuda/ptx/mma.h"
+#include "cuda/tile/block_entries.h"
 #include "cuda/tile/fragments.h"
 #include "cuda/tile/reduce.h"
 #include "cuda/tile/warp_pipeline.h"
@@ -34,16 +35,17 @@ class Slices {
   __device__ Slices(const Product& p, int strip, int64_t token)
       : p_(p), part_(strip % p.strips), token_(token) {
     const int group = strip / p.strips;
-    first_ = p.first(group);
-    count_ = p.count(group) * p.slices();
+    first_ = tile::first(p, group);
+    count_ = tile::count(p, group) * tile::slices(p);
   }
 
   __device__ int count() const { return count_; }
 
   __device__ void load(int slice, Shared stage) const {
-    const int entry = first_ + slice / p_.slices(), within = slice % p_.slices() * 16;
+    const int entry = first_ + slice / tile::slices(p_),
+              within = slice % tile::slices(p_) * tile::kSliceInputs;
     load_weights(entry, within, stage);
-    load_tokens(int64_t{p_.column(entry)} * p_.weight.cols + within,
+    load_tokens(int64_t{tile::column(p_, entry)} * p_.weight.cols + within,
                 stage + Sizes<kHeight, kTokenTiles>::kWeightsBytes);
   }
 

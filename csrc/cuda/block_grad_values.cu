@@ -6,6 +6,7 @@
 #include "cuda/grad_product.h"
 #include "cuda/kernel.h"
 #include "cuda/launch.inl.h"
+#include "cuda/ptx/memory.h"
 #include "cuda/ptx/mma.h"
 #include "cuda/tile/epilogue.h"
 #include "cuda/tile/fragments.h"

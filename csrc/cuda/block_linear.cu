@@ -130,7 +130,7 @@ class Tile {
     const uint32_t row = at / Weights::kChunks, chunk = at % Weights::kChunks;
     const int part = (first_strip_ + strip) % p_.strips;  // of the block's outputs
     // Of [cols, rows], the first row and number of the slice.
-    const int64_t slice = walk_.slice() * Product::kSliceInputs;
+    const int64_t slice = walk_.slice() * tile::kSliceInputs;
     const int64_t first_row = kTransposed ? part * kHeight : slice;
     const int64_t first = kTransposed ? slice : part * kHeight;
     const int64_t from = (block * p_.weight.cols + first_row + row) * p_.weight.rows + first +

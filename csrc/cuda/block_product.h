@@ -13,34 +13,11 @@ namespace sparsekern::cuda {
 // there.
 template <bool kTransposed>
 struct BlockProduct {
-  static constexpr int kSliceInputs = 16;
-
   Call call;
   Blocks weight;
   BlockColumns transpose;  // if kTransposed
   int groups;              // block rows of the product
   int strips;              // in each of them
-
-  __device__ int slices() const { return (kTransposed ? weight.rows : weight.cols) / kSliceInputs; }
-  __device__ int depth() const { return kTransposed ? weight.rows : weight.cols; }
-
-  // The entries of a group are those from first() to first() + count().
-  __device__ int first(int group) const {
-    if constexpr (kTransposed) return group * weight.block_rows;
-    return ptx::load(weight.offsets + group);
-  }
-  __device__ int count(int group) const {
-    if constexpr (kTransposed) return ptx::load(transpose.counts + group);
-    return ptx::load(weight.offsets + (group + 1)) - ptx::load(weight.offsets + group);
-  }
-  __device__ int column(int entry) const {
-    if constexpr (kTransposed) return ptx::load(transpose.block_rows + entry);
-    return ptx::load(weight.columns + entry);
-  }
-  __device__ int block(int entry) const {
-    if constexpr (kTransposed) return ptx::load(transpose.blocks + entry);
-    return entry;
-  }
 };
 
 // With strips of so many outputs.

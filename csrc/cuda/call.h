@@ -4,7 +4,7 @@
 #include <stdint.h>
 
 #include "core/view.h"
-#include "cuda/ptx/memory.h"
+#include "cuda/ptx/global.h"
 
 namespace sparsekern::cuda {
 

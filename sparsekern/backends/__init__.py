@@ -2,9 +2,11 @@
 
 from ..plan.registry import register_backend
 from .cpu import CpuBackend
+from .cuda import CudaBackend
 from .reference import ReferenceBackend
 
 register_backend(CpuBackend())
+register_backend(CudaBackend())
 register_backend(ReferenceBackend())
 
-__all__ = ["CpuBackend", "ReferenceBackend"]
+__all__ = ["CpuBackend", "CudaBackend", "ReferenceBackend"]

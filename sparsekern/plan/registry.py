@@ -53,6 +53,7 @@ class KernelRecord:
         multiple: whether it takes every multiple of ``rows`` too; with 1 it takes whatever there is.
         min_tokens: fewest tokens (rows of the activation) for which it is chosen.
         max_tokens: most tokens for which it is chosen; None if there is no limit.
+        only: what it takes, for people, where granularity and rows do not say it all, such as ``2:4``.
         cores: those on which it is chosen before it was measured or its time predicted: ``any``, or ``amd``.
         tile: its inner loop; None where no cost is told from it.
     """
@@ -68,6 +69,7 @@ class KernelRecord:
     multiple: bool = True
     min_tokens: int = 0
     max_tokens: int | None = None
+    only: str = ""
     cores: str = "any"
     tile: Tile | None = None
 
@@ -77,7 +79,7 @@ class KernelRecord:
 
     def covers(self, other: KernelRecord) -> bool:
         """Whether it takes the format of ``other``, in blocks of all the heights that that one takes."""
-        if self.granularity != other.granularity:
+        if self.granularity != other.granularity or self.only not in ("", other.only):
             return False
         if self.multiple:
             return other.rows % self.rows == 0
@@ -86,6 +88,8 @@ class KernelRecord:
     @property
     def takes(self) -> str:
         """The granularities for people, such as ``16n x c``: any multiple of 16 rows, any number of columns."""
+        if self.only:
+            return self.only
         if self.rows == 1 and self.multiple:
             return f"{self.granularity} (any)"
         return f"{self.rows}{'n' if self.multiple else ''} x c"

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 
 import torch
-from emulator import pack_random
+from products import pack_random
 from torch import Tensor
 
 import sparsekern as sk

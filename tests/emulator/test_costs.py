@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from emulator import Counters, Emulator, block_arrays, pack_random
+from emulator import Counters, Emulator, block_arrays
+from products import pack_random
 
 import sparsekern as sk
 

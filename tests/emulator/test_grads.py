@@ -3,7 +3,8 @@
 import pytest
 import torch
 from cases import MANY, Case, block_cases
-from emulator import Emulator, assert_near, block_arrays, columns_of
+from emulator import Emulator, block_arrays, columns_of
+from products import assert_near
 
 import sparsekern as sk
 

@@ -2,7 +2,8 @@
 
 import pytest
 from cases import FEW, MANY, Case, block_cases, nm_cases
-from emulator import Emulator, assert_near
+from emulator import Emulator
+from products import assert_near
 
 import sparsekern as sk
 

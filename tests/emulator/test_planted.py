@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulator import ROOT, Emulator, KernelError, assert_near, build, pack_random
+from emulator import ROOT, Emulator, KernelError, build
+from products import assert_near, pack_random
 
 import sparsekern as sk
 
@@ -29,7 +30,7 @@ PLANTED = {
     ),
     "a number beyond the row": ("tile/epilogue.h", "if (first + n < call.outputs)", "", KernelError, "of y|race"),
     "a swizzle forgotten": ("tile/swizzle.h", "(chunk ^ (row & 7))", "chunk", AssertionError, "conflicts"),
-    "a column too far": ("block_product.h", "weight.columns + entry)", "weight.columns + entry) + 1", *WRONG),
+    "a column too far": ("tile/block_entries.h", "weight.columns + entry)", "weight.columns + entry) + 1", *WRONG),
 }
 
 

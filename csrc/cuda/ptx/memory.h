@@ -6,19 +6,9 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+#include "cuda/ptx/global.h"
+
 namespace sparsekern::ptx {
-
-// A place in global memory. No pointer, so that nothing reads through it unseen.
-template <class T>
-struct Global {
-  T* at;
-
-  __host__ __device__ Global operator+(int64_t elements) const { return {at + elements}; }
-  template <class U>
-  __host__ __device__ Global<U> as() const {
-    return {reinterpret_cast<U*>(at)};
-  }
-};
 
 // A place in the block's shared memory, in bytes.
 struct Shared {

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#include "cuda/block_product.h"
+#include "cuda/tile/block_entries.h"
 
 namespace sparsekern::cuda::tile {
 
@@ -15,8 +15,8 @@ class BlockWalk {
   __device__ BlockWalk(const Product& product, int first_strip) : product_(product) {
     const int strip = first_strip + int(threadIdx.x) % kStrips, group = strip / product.strips;
     if (group < product.groups) {
-      entry_ = product.first(group);
-      end_ = entry_ + product.count(group);
+      entry_ = first(product, group);
+      end_ = entry_ + count(product, group);
     }
     column_ = column_at(entry_);
     next_ = column_at(entry_ + 1);
@@ -28,17 +28,17 @@ class BlockWalk {
   __device__ uint32_t mask() const { return mask_; }
   // The slice's first input.
   __device__ int64_t input() const {
-    return int64_t{least_} * product_.depth() + slice_ * Product::kSliceInputs;
+    return int64_t{least_} * depth(product_) + slice_ * kSliceInputs;
   }
   // Of the slices of a block.
   __device__ int slice() const { return slice_; }
   // The block of a strip whose bit is set; the same strip in all lanes.
   __device__ int block(int strip) const {
-    return product_.block(kStrips == 1 ? entry_ : __shfl_sync(~0u, entry_, strip));
+    return tile::block(product_, kStrips == 1 ? entry_ : __shfl_sync(~0u, entry_, strip));
   }
 
   __device__ void step() {
-    if (++slice_ < product_.slices()) return;
+    if (++slice_ < slices(product_)) return;
     slice_ = 0;
     if (column_ == least_) {
       ++entry_;
@@ -53,7 +53,7 @@ class BlockWalk {
   static constexpr int kNone = 0x7FFFFFFF;
 
   __device__ int column_at(int entry) const {
-    return entry < end_ ? product_.column(entry) : kNone;
+    return entry < end_ ? column(product_, entry) : kNone;
   }
   __device__ void find() {
     if constexpr (kStrips == 1) {

@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "cuda/ptx/memory.h"
+#include "cuda/tile/block_entries.h"
 
 namespace sparsekern::cuda::tile {
 
@@ -22,7 +23,7 @@ __device__ inline int heaviest(const Product& product, int rank, ptx::Shared scr
   for (int tile = int(threadIdx.x); tile < tiles; tile += kThreads) {
     int blocks = 0;
     for (int strip = tile * kStrips; strip < (tile + 1) * kStrips && strip < strips; ++strip) {
-      blocks += product.count(strip / product.strips);
+      blocks += count(product, strip / product.strips);
     }
     ptx::store(scratch + 4 * tile, blocks);
   }

@@ -4,20 +4,10 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+#include "cuda/ptx/global.h"
 #include "machine/memory.h"
 
 namespace sparsekern::ptx {
-
-template <class T>
-struct Global {
-  T* at;
-
-  Global operator+(int64_t elements) const { return {at + elements}; }
-  template <class U>
-  Global<U> as() const {
-    return {reinterpret_cast<U*>(at)};
-  }
-};
 
 struct Shared {
   uint32_t at;

@@ -1,0 +1,183 @@
+// The CUDA implementations of sparsekern::block_linear, nm_linear and the gradients of blocks,
+// through torch's stable ABI. The library is built without a torch that knows CUDA and is loaded
+// beside one that does.
+#include <cuda_runtime.h>
+#include <dlfcn.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <numeric>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bindings/cuda_arguments.h"
+#include "cuda/block_product.h"
+#include "cuda/columns_product.h"
+#include "cuda/grad_product.h"
+#include "cuda/kernel.h"
+#include "cuda/nm_product.h"
+
+namespace sparsekern::cuda {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using torch::stable::accelerator::DeviceGuard;
+
+const KernelInfo& pick(const std::string& name, Format format, Purpose purpose, int64_t outputs,
+                       int64_t tokens, const char* op) {
+  const KernelInfo* kernel =
+      name.empty() ? choose_kernel(format, purpose, outputs, tokens) : find_kernel(name.c_str());
+  STD_TORCH_CHECK(kernel != nullptr, op, ": no CUDA kernel ",
+                  name.empty() ? "" : "named '" + name + "' ", "for blocks of ", outputs,
+                  " outputs; python -m sparsekern kernels lists them");
+  STD_TORCH_CHECK(
+      kernel->format == format && kernel->purpose == purpose && outputs % kernel->height == 0, op,
+      ": kernel '", kernel->name, "' takes multiples of ", kernel->height,
+      " outputs of a block, or makes another product, got blocks of ", outputs,
+      "; python -m sparsekern kernels lists them");
+  return *kernel;
+}
+
+void run(const KernelInfo& kernel, const void* argument, Number number, const Tensor& on,
+         const char* op) {
+  const cudaError_t error = kernel.launch(argument, number, current_stream(on, op));
+  STD_TORCH_CHECK(error == cudaSuccess, op, ": kernel '", kernel.name,
+                  "' was not launched: ", cudaGetErrorName(error), ", ", cudaGetErrorString(error));
+}
+
+// The product that writes to `y`; `bias` is kept alive by whoever calls.
+Call call_of(const PaddedRows& x, Tensor& y, const Tensor* bias, int64_t outputs,
+             Activation activation) {
+  const auto* bias_at = bias == nullptr ? nullptr : bits_of(*bias);
+  return {{bits_of(x.memory)}, x.stride, {bits_of(y)}, {bias_at}, x.count,
+          x.numbers,           outputs,  activation};
+}
+
+std::optional<Tensor> checked_bias(const std::optional<Tensor>& bias, const Tensor& values,
+                                   int64_t outputs, const char* op) {
+  if (!bias.has_value()) return bias;
+  STD_TORCH_CHECK(bias->is_cuda() && bias->get_device() == values.get_device() &&
+                      bias->scalar_type() == values.scalar_type() && bias->dim() == 1 &&
+                      bias->size(0) == outputs,
+                  op, ": expected a bias [", outputs, "] of the weight's dtype and device",
+                  found(*bias));
+  return bias->is_contiguous() ? bias : torch::stable::contiguous(*bias);
+}
+
+Tensor new_output(const Tensor& x, int64_t outputs) {
+  std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
+  shape.back() = outputs;
+  return torch::stable::new_empty(x, shape);
+}
+
+Tensor block_linear(const Tensor& x, const Tensor& values, const Tensor& columns,
+                    const Tensor& offsets, std::optional<Tensor> bias, int64_t out_features,
+                    int64_t in_features, std::string activation, std::string kernel_name) {
+  constexpr const char* kOp = "sparsekern::block_linear";
+  const Number number = number_of(values, kOp);
+  const Blocks weight = view_blocks(values, columns, offsets, out_features, in_features, kOp);
+  const DeviceGuard guard(values.get_device());
+  const PaddedRows rows = padded_rows(x, values, in_features, "an input", kOp);
+  const std::optional<Tensor> added = checked_bias(bias, values, out_features, kOp);
+  Tensor y = new_output(x, out_features);
+  if (rows.count == 0) return y;
+  const KernelInfo& kernel =
+      pick(kernel_name, Format::kBlock, Purpose::kLinear, weight.rows, rows.count, kOp);
+  const Call call =
+      call_of(rows, y, added ? &*added : nullptr, out_features, parse_activation(activation, kOp));
+  const auto product = block_product<false>(call, weight, {}, kernel.height);
+  run(kernel, &product, number, values, kOp);
+  return y;
+}
+
+Tensor nm_linear(const Tensor& x, const Tensor& values, const Tensor& positions,
+                 std::optional<Tensor> bias, int64_t n, int64_t m, int64_t out_features,
+                 int64_t in_features, std::string activation, std::string kernel_name) {
+  constexpr const char* kOp = "sparsekern::nm_linear";
+  STD_TORCH_CHECK(n == 2 && m == 4, kOp, ": expected 2:4, the pattern of sparse tensor cores, got ",
+                  n, ":", m);
+  const Number number = number_of(values, kOp);
+  const NMProduct weight = view_two_of_four(values, positions, out_features, in_features, kOp);
+  const DeviceGuard guard(values.get_device());
+  const PaddedRows rows = padded_rows(x, values, in_features, "an input", kOp);
+  const std::optional<Tensor> added = checked_bias(bias, values, out_features, kOp);
+  Tensor y = new_output(x, out_features);
+  if (rows.count == 0) return y;
+  const KernelInfo& kernel = pick(kernel_name, Format::kNM, Purpose::kLinear, 1, rows.count, kOp);
+  NMProduct product = weight;
+  product.call =
+      call_of(rows, y, added ? &*added : nullptr, out_features, parse_activation(activation, kOp));
+  run(kernel, &product, number, values, kOp);
+  return y;
+}
+
+Tensor block_grad_input(const Tensor& grad, const Tensor& values, const Tensor& columns,
+                        const Tensor& offsets, int64_t out_features, int64_t in_features,
+                        std::string kernel_name) {
+  constexpr const char* kOp = "sparsekern::block_linear_grad_input";
+  const Number number = number_of(values, kOp);
+  const Blocks weight = view_blocks(values, columns, offsets, out_features, in_features, kOp);
+  const DeviceGuard guard(values.get_device());
+  const PaddedRows rows = padded_rows(grad, values, out_features, "a gradient", kOp);
+  Tensor result = new_output(grad, in_features);
+  if (rows.count == 0) return result;
+  const int64_t places = int64_t{weight.block_rows} * weight.block_columns;
+  STD_TORCH_CHECK(places < INT32_MAX, kOp, ": expected fewer than 2^31 places for blocks, got ",
+                  weight.block_rows, " x ", weight.block_columns);
+  const std::vector<int64_t> of_columns{weight.block_columns}, of_places{places};
+  Tensor counts = torch::stable::new_empty(offsets, of_columns);
+  Tensor block_rows = torch::stable::new_empty(offsets, of_places);
+  Tensor blocks = torch::stable::new_empty(offsets, of_places);
+  const ColumnsProduct index{weight, {int32s(counts)}, {int32s(block_rows)}, {int32s(blocks)}};
+  run(pick("", Format::kBlock, Purpose::kColumns, 1, 1, kOp), &index, number, values, kOp);
+  const KernelInfo& kernel =
+      pick(kernel_name, Format::kBlock, Purpose::kGradInput, weight.cols, rows.count, kOp);
+  const Call call = call_of(rows, result, nullptr, in_features, Activation::kNone);
+  const auto product = block_product<true>(
+      call, weight, {{int32s(counts)}, {int32s(block_rows)}, {int32s(blocks)}}, kernel.height);
+  run(kernel, &product, number, values, kOp);
+  return result;
+}
+
+Tensor block_grad_values(const Tensor& grad, const Tensor& x, const Tensor& values,
+                         const Tensor& columns, const Tensor& offsets, int64_t out_features,
+                         int64_t in_features, std::string kernel_name) {
+  constexpr const char* kOp = "sparsekern::block_linear_grad_values";
+  const Number number = number_of(values, kOp);
+  const Blocks weight = view_blocks(values, columns, offsets, out_features, in_features, kOp);
+  const DeviceGuard guard(values.get_device());
+  const PaddedRows outputs = padded_rows(grad, values, out_features, "a gradient", kOp);
+  const PaddedRows inputs = padded_rows(x, values, in_features, "an input", kOp);
+  STD_TORCH_CHECK(outputs.count == inputs.count, kOp, ": expected as many rows in the gradient as ",
+                  "in the input, got ", outputs.count, " and ", inputs.count);
+  Tensor result = torch::stable::empty_like(values);
+  if (values.numel() == 0) return result;
+  const KernelInfo& kernel =
+      pick(kernel_name, Format::kBlock, Purpose::kGradValues,
+           std::gcd(int64_t{weight.rows}, int64_t{weight.cols}), inputs.count, kOp);
+  const GradProduct product{{{bits_of(inputs.memory)}, inputs.stride, inputs.numbers},
+                            {{bits_of(outputs.memory)}, outputs.stride, outputs.numbers},
+                            inputs.count,
+                            weight,
+                            int(values.size(0)),
+                            {bits_of(result)}};
+  run(kernel, &product, number, values, kOp);
+  return result;
+}
+
+}  // namespace
+}  // namespace sparsekern::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(sparsekern, CUDA, m) {
+  m.impl("block_linear", TORCH_BOX(&sparsekern::cuda::block_linear));
+  m.impl("nm_linear", TORCH_BOX(&sparsekern::cuda::nm_linear));
+  m.impl("block_linear_grad_input", TORCH_BOX(&sparsekern::cuda::block_grad_input));
+  m.impl("block_linear_grad_values", TORCH_BOX(&sparsekern::cuda::block_grad_values));
+}

@@ -1,0 +1,132 @@
+"""The compiled CUDA kernels. The table itself stands in ``csrc/cuda/kernels.inc``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .._native import load_cuda, native
+from ..layouts import NM, Block, Granularity
+from ..layouts.compressed import MAX_COLUMNS_16_BIT
+from ..ops import format_grad_input, format_grad_values
+from ..plan.registry import Backend, KernelRecord, Request
+
+DTYPES = (torch.bfloat16, torch.float16)
+OLDEST = (8, 0)
+"""Compute capability from which on the kernels run."""
+
+SIDE = 16
+"""Sides of blocks are multiples of this: what a tensor core multiplies at once."""
+
+
+class CudaBackend(Backend):
+    """Blocks and 2:4 in 16 bits on the tensor cores of NVIDIA GPUs, sums in float32."""
+
+    name: ClassVar[str] = "cuda"
+
+    def kernels(self) -> list[KernelRecord]:
+        return list(_table(_runs_here())) if native else []
+
+    def refusal(self, request: Request) -> str | None:
+        if request.device != "cuda":
+            return f"weight is on {request.device}"
+        if reason := load_cuda():
+            return reason
+        if request.dtype not in DTYPES:
+            return f"no kernel for {request.dtype}; bfloat16 and float16 have them"
+        if (capability := torch.cuda.get_device_capability()) < OLDEST:
+            return f"the GPU is sm_{capability[0]}{capability[1]}, kernels run from sm_80 on"
+        return _refused_format(request)
+
+    def kernel_name(self, request: Request, tokens: int) -> str:
+        granularity = request.granularity
+        rows = granularity.rows if isinstance(granularity, Block) else 1
+        # The op launches nothing for an input without tokens.
+        fits = (
+            record.name
+            for record in self.kernels()
+            if record.op == f"{granularity.kind}_linear" and record.takes_rows(rows) and _covers(record, max(1, tokens))
+        )
+        return next(fits)
+
+    def linear(
+        self,
+        x: Tensor,
+        granularity: Granularity,
+        shape: tuple[int, int],
+        tensors: Sequence[Tensor],
+        bias: Tensor | None,
+        activation: str,
+    ) -> Tensor:
+        if isinstance(granularity, NM):
+            return torch.ops.sparsekern.nm_linear.default(
+                x, *tensors, bias, granularity.n, granularity.m, *shape, activation, ""
+            )
+        return torch.ops.sparsekern.block_linear.default(x, *tensors, bias, *shape, activation, "")
+
+    def grad_input(
+        self, grad: Tensor, granularity: Granularity, shape: tuple[int, int], tensors: Sequence[Tensor]
+    ) -> Tensor:
+        if isinstance(granularity, NM):
+            # The transpose of 2:4 is not 2:4: a dense product.
+            return super().grad_input(grad, granularity, shape, tensors)
+        return format_grad_input("block_linear", grad, tensors, shape)
+
+    def grad_values(
+        self, grad: Tensor, x: Tensor, granularity: Granularity, shape: tuple[int, int], tensors: Sequence[Tensor]
+    ) -> Tensor:
+        if isinstance(granularity, NM):
+            return super().grad_values(grad, x, granularity, shape, tensors)
+        return format_grad_values("block_linear", grad, x, tensors, shape)
+
+
+def _refused_format(request: Request) -> str | None:
+    granularity = request.granularity
+    if isinstance(granularity, NM):
+        return None if granularity == NM(2, 4) else f"no kernel for {granularity.label}; 2:4 has one"
+    if not isinstance(granularity, Block):
+        return f"no kernel for {granularity.label}; blocks and 2:4 have them"
+    if granularity.rows % SIDE or granularity.cols % SIDE:
+        return f"sides of {granularity.label} are no multiples of {SIDE}"
+    block_rows, block_columns = granularity.grid(request.shape)
+    if block_columns > MAX_COLUMNS_16_BIT or block_rows * block_columns >= 2**31:
+        return f"{block_rows} x {block_columns} blocks are more than the kernels count"
+    return None
+
+
+def _covers(record: KernelRecord, tokens: int) -> bool:
+    return record.min_tokens <= tokens and (record.max_tokens is None or tokens <= record.max_tokens)
+
+
+def _runs_here() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= OLDEST and load_cuda() is None
+
+
+@cache
+def _table(runs_here: bool) -> tuple[KernelRecord, ...]:
+    """The lines of the native table."""
+    records: list[KernelRecord] = []
+    for line in native.cuda_kernels():
+        kind, purpose, height = line.pop("format"), line.pop("purpose"), line.pop("height")
+        suffix = {"linear": "", "columns": "_grad_input"}.get(purpose, f"_{purpose}")
+        # Which side of a block the height is of: outputs of a product with the weight are its rows.
+        rows = SIDE if purpose in ("grad_input", "columns") else height
+        cols = SIDE if purpose in ("linear", "columns") else height
+        records.append(
+            KernelRecord(
+                backend=CudaBackend.name,
+                op=f"{kind}_linear{suffix}",
+                granularity=kind,
+                dtypes=("bfloat16", "float16"),
+                isa="sm_80",
+                runs_here=runs_here,
+                rows=rows,
+                only=NM(2, 4).label if kind == NM.kind else f"{rows}n x {cols}n",
+                **line,
+            )
+        )
+    return tuple(records)
