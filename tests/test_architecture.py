@@ -25,16 +25,18 @@ PACKAGE = Path(sk.__file__).parent
 ALLOWED = {
     "_native": {"_C"},
     "layouts": set(),
+    "listings": set(),
     "report": set(),
     "ops": {"layouts"},
     "ops_grad": {"layouts", "ops"},
-    "plan": {"layouts", "_native"},
-    "backends": {"layouts", "plan", "ops", "_native"},
+    "plan": {"layouts", "listings", "_native"},
+    "backends": {"layouts", "listings", "plan", "ops", "_native"},
     "prune": {"layouts", "plan"},
     "nn": {"layouts", "ops", "plan", "prune", "report"},
     "io": {"layouts", "ops", "nn"},
     "demo": {"layouts", "plan", "prune", "nn", "report"},
-    "cli": {"layouts", "plan", "prune", "nn", "io", "report", "demo", "ops", "_native"},
+    "inspect": {"layouts", "listings", "plan", "prune", "io"},
+    "cli": {"layouts", "listings", "plan", "prune", "nn", "io", "report", "demo", "inspect", "ops", "_native"},
 }
 
 

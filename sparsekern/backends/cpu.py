@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import ClassVar, TypeGuard
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from .._native import failure, native
 from ..layouts import NM, Block, Granularity, Unstructured
 from ..layouts.compressed import MAX_COLUMNS_16_BIT
+from ..listings import Code, x86
 from ..ops import format_grad_input, format_grad_values
 from ..plan.choose import kernel_for
 from ..plan.registry import FAMILIES, Backend, KernelRecord, Request, Tile
@@ -119,6 +121,31 @@ class CpuBackend(Backend):
         if _is_nm(granularity):
             return format_grad_values("nm_linear", grad, x, tensors, (granularity.n, granularity.m, *shape))
         return format_grad_values("block_linear", grad, x, _blocks(granularity, tensors), shape).view(tensors[0].shape)
+
+    def code(self, kernel: str, request: Request, tokens: int, target: str | None) -> Code | None:
+        if target is not None or self.refusal(request) is not None:
+            return None
+        kernel = kernel or self.kernel_name(request, tokens)
+        record = next(record for record in self.kernels() if record.name == kernel)
+        forms = _forms_of(request.granularity)
+        code = x86.kernel_code(kernel, record.isa, Path(native.__file__), f"sparsekern_{kernel}", forms)
+        if request.dtype is torch.bfloat16 and "float32" in record.dtypes:
+            widened = f"bfloat16 is widened for this loop; the fewest tokens may run on sparsekern_{kernel}_unwidened"
+            return replace(code, notes=(*code.notes, widened))
+        return code
+
+
+def _forms_of(granularity: Granularity) -> tuple[str, ...]:
+    """Patterns of the functions compiled for a granularity, the most special first: n:m has n and m in their names."""
+    if not _is_nm(granularity):
+        return ()
+    n, m = granularity.n, granularity.m
+    fours = "|PairedFours<" if (n, m) == (2, 4) else ""
+    return (
+        rf"PicksStrip<.*, {n}, {m}, \d+, \d+>{fours}",
+        rf"(?:NMWeights|PairedGroups)<.*, {n}, {m}, \d+>",
+        r"(?:NMWeights|PairedGroups)<.*, 0, 0, 0>",
+    )
 
 
 def _is_nm(granularity: Granularity) -> TypeGuard[NM]:

@@ -7,15 +7,24 @@ import re
 
 from ..layouts import Granularity, parse
 
+LABELS = {
+    r"(\d+)x(\d+)": r"block(\1,\2)",
+    r"(\d+):(\d+)": r"nm(\1,\2,1)",
+    r"(\d+):(\d+)x(\d+)": r"nm(\1,\2,\3)",
+    r"([a-z_]+)": r"\1()",
+}
+"""Short names of granularities, as reports print them, and what they mean: a shell takes them without quotes."""
+
 
 def granularity_of(text: str) -> Granularity:
-    """A granularity, such as ``block(16,1)``.
+    """A granularity, such as ``block(16,1)``, or by its label, such as ``16x1``.
 
     Raises:
         argparse.ArgumentTypeError: it is none.
     """
+    spec = next((found.expand(to) for label, to in LABELS.items() if (found := re.fullmatch(label, text))), text)
     try:
-        return parse(text)
+        return parse(spec)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{error}, such as block(16,1)") from None
 

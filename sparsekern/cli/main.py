@@ -17,6 +17,7 @@ VERBS = {
     "doctor": "what is installed and built here, and how to mend what is not",
     "tune": "measure this machine, so that the fastest kernels are chosen",
     "plan": "which kernel would run a product, and why",
+    "inspect": "one layer through every stage: weight, mask, packed layout, plan, and the code that will run",
     "kernels": "the kernel table, and which lines of it run here",
 }
 """What each verb is for. ``sparsekern.cli.<verb>`` is imported only when the verb is used."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..layouts import Granularity
+from ..listings import Code
 
 FAMILIES = ("outputs", "tokens", "single", "vector")
 """Layouts of a loop whose cost the model knows; the others, ``pairs`` and ``tiles``, are not ranked by it."""
@@ -227,6 +228,21 @@ class Backend(ABC):
             The gradient of the packed values, of their shape: new memory, zero in the padding.
         """
         return torch.ops.sparsekern.linear_grad_values.default(grad, x, tensors, granularity.spec, *shape)
+
+    def code(self, kernel: str, request: Request, tokens: int, target: str | None) -> Code | None:
+        """What a kernel was compiled to, for people; None if this back end has no code of its own to show.
+
+        Args:
+            kernel: its name; empty for the one that this back end would choose.
+            request: the weight; the same kernel may have other code for another dtype.
+            tokens: rows of the activation.
+            target: architecture of a GPU, such as ``sm_90``, which need not be in this machine; None for what runs
+                here.
+
+        Raises:
+            UnreadableError: it has, but it cannot be read: what is missing, and how to get it.
+        """
+        return None
 
 
 _BACKENDS: dict[str, Backend] = {}
