@@ -6,6 +6,7 @@ and tests/packaging/test_docs.py fails when one is stale.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,7 +66,15 @@ def _says_it_for(kernel: sk.KernelRecord, other: sk.KernelRecord) -> bool:
     return (above and other.dtypes != kernel.dtypes) or same
 
 
-TABLES: dict[str, Callable[[], str]] = {"kernels": kernel_table, "support": support_matrix}
+def gpu_loops() -> str:
+    """Instructions of the CUDA kernels' main loops for each of tensor cores, as tests/cuda holds them."""
+    mixes = json.loads((ROOT / "tests" / "cuda" / "instruction_mix.json").read_text())["archs"]
+    bfloat16 = [name for name in mixes["sm_80"] if "BFloat16" in name]
+    rows = [(f"`{name}`", *(f"{mixes[arch][name]:.1f}" for arch in mixes)) for name in bfloat16]
+    return _markdown(("kernel", *mixes), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"kernels": kernel_table, "support": support_matrix, "gpu_loops": gpu_loops}
 
 
 def render(text: str) -> str:

@@ -94,10 +94,10 @@ Blocks view_blocks(const Tensor& values, const Tensor& columns, const Tensor& of
                   ": expected values [blocks, cols, rows] at a multiple of 16 bytes",
                   found(values));
   const int64_t cols = values.size(1), rows = values.size(2);
-  STD_TORCH_CHECK(rows > 0 && cols > 0 && rows % 16 == 0 && cols % 16 == 0 &&
-                      rows < out_features + 16 * 16 && cols < in_features + 16 * 16,
-                  op, ": expected blocks whose sides are multiples of 16 within the weight, got ",
-                  rows, " x ", cols);
+  STD_TORCH_CHECK(
+      rows > 0 && cols > 0 && rows % 16 == 0 && cols % 16 == 0 && rows <= INT32_MAX / cols, op,
+      ": expected blocks of fewer than 2^31 weights whose sides are multiples of ", "16, got ",
+      rows, " x ", cols);
   const int64_t block_rows = ceil_div(out_features, rows);
   STD_TORCH_CHECK(
       columns.scalar_type() == ScalarType::Byte && columns.dim() == 2 &&

@@ -82,15 +82,12 @@ template <class Number, int kHeight, int kTokenTiles>
 __device__ inline void multiply(tile::Sums<kHeight / 16, kTokenTiles>& sums, Shared stage) {
   const Shared tokens = stage + Sizes<kHeight, kTokenTiles>::kWeightsBytes;
   uint32_t b[4];
-  if constexpr (kTokenTiles == 2) {
-    tile::load_b_pair<2>(b, tokens, 0, 0);
-  } else {
-    tile::load_b_single<2>(b, tokens, 0, 0);
-  }
+  ptx::ldmatrix(
+      b, tokens + (kTokenTiles == 2 ? tile::lane_across<2>(0, 0) : tile::lane_single<2>(0, 0)));
 #pragma unroll
   for (int i = 0; i < kHeight / 16; ++i) {
     uint32_t a[4];
-    tile::load_a_trans<kHeight / 8>(a, stage, 0, 16 * i);
+    ptx::ldmatrix_trans(a, stage + tile::lane_across<kHeight / 8>(0, 16 * i));
 #pragma unroll
     for (int j = 0; j < kTokenTiles; ++j) {
       ptx::mma_m16n8k16<Number>(sums[i][j], a, b[2 * j], b[2 * j + 1]);

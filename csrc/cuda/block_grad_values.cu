@@ -76,12 +76,13 @@ __device__ inline void multiply(tile::Sums<kSide / 16, kSide / 8>& sums, Shared 
   uint32_t b[kSide / 16][4];
 #pragma unroll
   for (int j = 0; j < kSide / 16; ++j) {
-    tile::load_b_pair_trans<kChunks>(b[j], stage + Sizes<kSide>::kRowsBytes, 0, 16 * j);
+    ptx::ldmatrix_trans(b[j],
+                        stage + (Sizes<kSide>::kRowsBytes + tile::lane_down<kChunks>(0, 16 * j)));
   }
 #pragma unroll
   for (int i = 0; i < kSide / 16; ++i) {
     uint32_t a[4];
-    tile::load_a_trans<kChunks>(a, stage, 0, 16 * i);
+    ptx::ldmatrix_trans(a, stage + tile::lane_across<kChunks>(0, 16 * i));
 #pragma unroll
     for (int j = 0; j < kSide / 8; ++j) {
       ptx::mma_m16n8k16<Number>(sums[i][j], a, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);

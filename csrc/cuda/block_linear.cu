@@ -11,6 +11,7 @@
 #include "cuda/kernel.h"
 #include "cuda/launch.inl.h"
 #include "cuda/ptx/cp_async.h"
+#include "cuda/ptx/keep.h"
 #include "cuda/ptx/mma.h"
 #include "cuda/tile/block_walk.h"
 #include "cuda/tile/epilogue.h"
@@ -40,14 +41,86 @@ struct Strip {
   static constexpr int kChunks = (kTransposed ? 16 : kHeight) / tile::kChunkNumbers;
   static constexpr uint32_t kBytes = kHeight * 16 * 2;
 
-  // 16 outputs from `output` on.
-  static __device__ void load(uint32_t (&a)[4], Shared strip, uint32_t output) {
+  // Where the lane finds the fragment of 16 outputs from `output` on, counted through all strips.
+  static __device__ uint32_t lane(uint32_t output) {
+    const uint32_t strip = output / kHeight, row = output % kHeight;
+    const uint32_t within =
+        kTransposed ? tile::lane_down<kChunks>(row, 0) : tile::lane_across<kChunks>(0, row);
+    return strip * kBytes + within;
+  }
+
+  // The same 16 x i outputs later: of an address, for i of a warp.
+  static __device__ Shared later(Shared lane, int i) {
+    const uint32_t bytes = 16 * i / kHeight * kBytes;
+    if constexpr (kTransposed) return lane + 16 * i * (16 * 2);
+    return {(lane.at ^ (16 * i % kHeight * 2)) + bytes};
+  }
+
+  static __device__ void load(uint32_t (&a)[4], Shared lane) {
     if constexpr (kTransposed) {
-      tile::load_a<kChunks>(a, strip, output, 0);
+      ptx::ldmatrix(a, lane);
     } else {
-      tile::load_a_trans<kChunks>(a, strip, 0, output);
+      ptx::ldmatrix_trans(a, lane);
     }
   }
+};
+
+// The thread's part of the copies, a chunk of each slice.
+class TokenCopy {
+ public:
+  __device__ TokenCopy(const Call& call, int64_t first_token)
+      : inputs_(int(call.inputs)), input_(int(threadIdx.x) % 2 * tile::kChunkNumbers) {
+    const uint32_t row = threadIdx.x / 2;
+    const int64_t token = first_token + row;
+    inside_ = token < call.tokens;
+    from_ = call.x + (inside_ ? token * call.x_stride + input_ : 0);
+    to_ = swizzled<2>(row, threadIdx.x % 2);
+  }
+
+  // From the slice's first input on.
+  __device__ void start(Shared slice, int input) const {
+    const bool inside = inside_ && input + input_ < inputs_;
+    ptx::cp_async_16(slice + to_, (from_ + (inside ? input : 0)).as<const uint4>(), inside);
+  }
+
+ private:
+  const int inputs_, input_;
+  bool inside_;
+  ptx::Global<const uint16_t> from_;
+  uint32_t to_;
+};
+
+template <int kHeight, bool kTransposed>
+class WeightCopy {
+ public:
+  using Weights = Strip<kHeight, kTransposed>;
+  static constexpr int kStrips = kOutputs / kHeight;
+
+  __device__ WeightCopy(const BlockProduct<kTransposed>& p, int first_strip)
+      : strip_(int(threadIdx.x) / (kThreads / kStrips)),
+        block_numbers_(p.weight.rows * p.weight.cols),
+        slice_numbers_(tile::kSliceInputs * (kTransposed ? 1 : p.weight.rows)) {
+    const uint32_t at = threadIdx.x % (kThreads / kStrips);
+    const uint32_t row = at / Weights::kChunks, chunk = at % Weights::kChunks;
+    // A block is [cols, rows]; its outputs of the product are one of them, in several strips.
+    const int output = (first_strip + strip_) % p.strips * kHeight;
+    const int64_t first = kTransposed ? int64_t{output} * p.weight.rows : output;
+    from_ = p.weight.values + (first + int64_t{row} * p.weight.rows + chunk * tile::kChunkNumbers);
+    to_ = strip_ * Weights::kBytes + swizzled<Weights::kChunks>(row, chunk);
+  }
+
+  // Of which strip.
+  __device__ int strip() const { return strip_; }
+
+  __device__ void start(Shared slice, int block, int of_block) const {
+    const int64_t from = int64_t{block} * block_numbers_ + of_block * slice_numbers_;
+    ptx::cp_async_16(slice + (kTokensBytes + to_), (from_ + from).template as<const uint4>(), true);
+  }
+
+ private:
+  const int strip_, block_numbers_, slice_numbers_;
+  ptx::Global<const uint16_t> from_;
+  uint32_t to_;
 };
 
 template <class Number, int kHeight, bool kTransposed>
@@ -57,36 +130,50 @@ class Tile {
   using Weights = Strip<kHeight, kTransposed>;
   static constexpr int kStrips = kOutputs / kHeight;
 
-  __device__ Tile(const Product& p, int64_t token, int first_strip)
-      : p_(p), token_(token), first_strip_(first_strip), walk_(p, first_strip) {}
+  __device__ Tile(const Product& p, Shared stages, int64_t token, int first_strip)
+      : p_(p),
+        stages_(stages),
+        token_(token),
+        first_strip_(first_strip),
+        walk_(p, first_strip),
+        tokens_(p.call, token),
+        weights_(p, first_strip),
+        b_lane_(ptx::keep(tile::lane_across<2>(warp_token(), 0))),
+        a_lane_(ptx::keep(kTokensBytes + Weights::lane(warp_output()))) {}
 
-  __device__ void run(Shared stages) {
-    uint64_t masks = 0;  // of the slices under way, the oldest lowest
+  __device__ void run() {
+    Masks masks = 0;  // of the slices under way, the oldest lowest
 #pragma unroll
-    for (int i = 0; i < kStages - 1; ++i) masks |= load_stage(stages, i) << i * kMaskBits;
-    for (int slot = 0; (masks & kStageMask) != 0; slot = (slot + 1) % kStages) {
+    for (int i = 0; i < kStages - 1; ++i) {
+      masks |= Masks{load_stage(stages_ + i * kStageBytes)} << i * kMaskBits;
+    }
+    Shared used = stages_, filled = stages_ + (kStages - 1) * kStageBytes;
+    while ((masks & kStageMask) != 0) {
       ptx::cp_async_wait<kStages - 2>();
-      // The slot that is filled next was read before it, too.
+      // The stage that is filled next was read before it, too.
       __syncthreads();
-      const uint64_t ahead = load_stage(stages, (slot + kStages - 1) % kStages);
-      multiply_stage(stages + slot * kStageBytes, uint32_t(masks & kStageMask));
-      masks = masks >> kMaskBits | ahead << (kStages - 2) * kMaskBits;
+      const uint32_t ahead = load_stage(filled);
+      multiply_stage(used, uint32_t(masks & kStageMask));
+      masks = masks >> kMaskBits | Masks{ahead} << (kStages - 2) * kMaskBits;
+      filled = used;
+      used = used.at == last_stage().at ? stages_ : used + kStageBytes;
     }
     ptx::cp_async_wait<0>();
     __syncthreads();
   }
 
-  __device__ void write(Shared staging) {
+  __device__ void write() {
     const int64_t output = int64_t{first_strip_} * kHeight;
     tile::finish<Number>(sums_, p_.call, output + warp_output());
-    tile::stage<Number, kOutputs / 8>(sums_, staging, warp_token(), warp_output() / 8);
+    tile::stage<Number, kOutputs / 8>(sums_, stages_, warp_token(), warp_output() / 8);
     __syncthreads();
-    tile::write_tile<kOutputs / 8, kTokens, kThreads>(staging, p_.call, token_, output);
+    tile::write_tile<kOutputs / 8, kTokens, kThreads>(stages_, p_.call, token_, output);
   }
 
  private:
   static constexpr int kMaskBits = kSlices * kStrips;
-  static constexpr uint64_t kStageMask = (1u << kMaskBits) - 1;
+  using Masks = typename tile::Word<(kMaskBits * kStages > 32)>::type;
+  static constexpr uint32_t kStageMask = (1u << kMaskBits) - 1;
   static constexpr int kOutputTiles = kWarpOutputs / 16, kTokenTiles = kWarpTokens / 8;
 
   static __device__ uint32_t warp_output() {
@@ -95,74 +182,50 @@ class Tile {
   static __device__ uint32_t warp_token() {
     return threadIdx.x / 32 % (kTokens / kWarpTokens) * kWarpTokens;
   }
+  __device__ Shared last_stage() const { return stages_ + (kStages - 1) * kStageBytes; }
 
-  // A chunk of tokens and a chunk of weights each thread, of each slice.
-  __device__ uint64_t load_stage(Shared stages, int slot) {
-    uint64_t masks = 0;
+  // Starts the copies of the next slices, and returns which strips have them.
+  __device__ uint32_t load_stage(Shared stage) {
+    uint32_t masks = 0;
 #pragma unroll
     for (int s = 0; s < kSlices; ++s) {
       if (walk_.done()) break;
-      const Shared slice = stages + (slot * kStageBytes + s * kSliceBytes);
-      load_tokens(slice);
-      load_weights(slice + kTokensBytes);
-      masks |= uint64_t{walk_.mask()} << s * kStrips;
+      const Shared slice = stage + s * kSliceBytes;
+      tokens_.start(slice, walk_.input());
+      const int block = walk_.block(weights_.strip());
+      if (kStrips == 1 || (walk_.mask() >> weights_.strip() & 1) != 0) {
+        weights_.start(slice, block, walk_.slice());
+      }
+      masks |= walk_.mask() << s * kStrips;
       walk_.step();
     }
     ptx::cp_async_commit();
     return masks;
   }
 
-  __device__ void load_tokens(Shared to) const {
-    const uint32_t row = threadIdx.x / 2, chunk = threadIdx.x % 2;
-    const int64_t token = token_ + row, input = walk_.input() + chunk * tile::kChunkNumbers;
-    const bool inside = token < p_.call.tokens && input < p_.call.inputs;
-    const int64_t from = inside ? token * p_.call.x_stride + input : 0;
-    ptx::cp_async_16(to + swizzled<2>(row, chunk), (p_.call.x + from).template as<const uint4>(),
-                     inside);
-  }
-
-  __device__ void load_weights(Shared to) const {
-    constexpr uint32_t kThreadsOfStrip = kThreads / kStrips;
-    const int strip = int(threadIdx.x / kThreadsOfStrip);
-    const int64_t block = walk_.block(strip);
-    if ((walk_.mask() >> strip & 1) == 0) return;
-    const uint32_t at = threadIdx.x % kThreadsOfStrip;
-    const uint32_t row = at / Weights::kChunks, chunk = at % Weights::kChunks;
-    const int part = (first_strip_ + strip) % p_.strips;  // of the block's outputs
-    // Of [cols, rows], the first row and number of the slice.
-    const int64_t slice = walk_.slice() * tile::kSliceInputs;
-    const int64_t first_row = kTransposed ? part * kHeight : slice;
-    const int64_t first = kTransposed ? slice : part * kHeight;
-    const int64_t from = (block * p_.weight.cols + first_row + row) * p_.weight.rows + first +
-                         chunk * tile::kChunkNumbers;
-    ptx::cp_async_16(to + (strip * Weights::kBytes + swizzled<Weights::kChunks>(row, chunk)),
-                     (p_.weight.values + from).template as<const uint4>(), true);
-  }
-
   __device__ void multiply_stage(Shared stage, uint32_t masks) {
 #pragma unroll
     for (int s = 0; s < kSlices; ++s) {
-      const uint32_t mask = masks >> s * kStrips & ((1u << kStrips) - 1);
-      const uint32_t first = warp_output() / kHeight;
       constexpr uint32_t kStripsOfWarp = kHeight >= kWarpOutputs ? 1 : kWarpOutputs / kHeight;
-      if ((mask >> first & ((1u << kStripsOfWarp) - 1)) == 0) continue;
-      multiply_slice(stage + s * kSliceBytes, mask);
+      const uint32_t own = masks >> (s * kStrips + warp_output() / kHeight);
+      if ((own & ((1u << kStripsOfWarp) - 1)) == 0) continue;
+      multiply_slice(stage + s * kSliceBytes, own);
     }
   }
 
-  __device__ void multiply_slice(Shared tokens, uint32_t mask) {
-    const Shared weights = tokens + kTokensBytes;
+  // Bit i of `own`: whether the warp's strip i has the slice.
+  __device__ void multiply_slice(Shared slice, uint32_t own) {
     uint32_t b[kTokenTiles / 2][4];
 #pragma unroll
     for (int j = 0; j < kTokenTiles / 2; ++j) {
-      tile::load_b_pair<2>(b[j], tokens, warp_token() + 16 * j, 0);
+      ptx::ldmatrix(b[j], slice + (b_lane_ + 16 * j * (16 * 2)));
     }
+    const Shared weights = slice + a_lane_;
 #pragma unroll
     for (int i = 0; i < kOutputTiles; ++i) {
-      const uint32_t output = warp_output() + 16 * i, strip = output / kHeight;
-      if (kHeight < kWarpOutputs && (mask >> strip & 1) == 0) continue;
+      if (kHeight < kWarpOutputs && (own >> (16 * i / kHeight) & 1) == 0) continue;
       uint32_t a[4];
-      Weights::load(a, weights + strip * Weights::kBytes, output % kHeight);
+      Weights::load(a, Weights::later(weights, i));
 #pragma unroll
       for (int j = 0; j < kTokenTiles; ++j) {
         ptx::mma_m16n8k16<Number>(sums_[i][j], a, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
@@ -171,9 +234,13 @@ class Tile {
   }
 
   const Product& p_;
+  const Shared stages_;
   const int64_t token_;
   const int first_strip_;
   tile::BlockWalk<Product, kStrips> walk_;
+  const TokenCopy tokens_;
+  const WeightCopy<kHeight, kTransposed> weights_;
+  const uint32_t b_lane_, a_lane_;
   tile::Sums<kOutputTiles, kTokenTiles> sums_ = {};
 };
 
@@ -183,9 +250,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   constexpr int kStrips = kOutputs / kHeight;
   const Shared memory = ptx::shared_memory();
   const int row = tile::heaviest<kThreads, kStrips>(p, int(blockIdx.y), memory);
-  Tile<Number, kHeight, kTransposed> tile(p, int64_t{blockIdx.x} * kTokens, row * kStrips);
-  tile.run(memory);
-  tile.write(memory);
+  Tile<Number, kHeight, kTransposed> tile(p, memory, int64_t{blockIdx.x} * kTokens, row * kStrips);
+  tile.run();
+  tile.write();
 }
 
 // `argument`: a BlockProduct.

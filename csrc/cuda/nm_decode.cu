@@ -70,7 +70,8 @@ __device__ inline void multiply(const NMProduct& p, int row_tile,
   uint32_t b[kTokenTiles][4];
 #pragma unroll
   for (int j = 0; j < kTokenTiles; ++j) {
-    tile::load_b_deep<kTokenChunks>(b[j], stage + (kValuesBytes + kPositionsBytes), 8 * j, 0);
+    ptx::ldmatrix(
+        b[j], stage + (kValuesBytes + kPositionsBytes + tile::lane_deep<kTokenChunks>(8 * j, 0)));
   }
   const uint32_t g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
 #pragma unroll

@@ -7,6 +7,7 @@
 #include "cuda/launch.inl.h"
 #include "cuda/nm_product.h"
 #include "cuda/ptx/cp_async.h"
+#include "cuda/ptx/keep.h"
 #include "cuda/ptx/mma_sp.h"
 #include "cuda/tile/epilogue.h"
 #include "cuda/tile/fragments.h"
@@ -31,109 +32,145 @@ constexpr uint32_t kPositionsBytes = kRowTiles * kGroupTiles * NMProduct::kPosit
 constexpr uint32_t kStageBytes = kTokensBytes + kValuesBytes + kPositionsBytes;
 constexpr uint32_t kSharedBytes = kStages * kStageBytes;
 
+// The thread's part of the copies: chunks of the tokens 32 apart, and chunks of the weights' tiles.
+class Copies {
+ public:
+  __device__ Copies(const NMProduct& p, int64_t first_token, int first_row_tile)
+      : p_(p), input_(int(threadIdx.x) % kTokenChunks * tile::kChunkNumbers) {
+    const uint32_t row = threadIdx.x / kTokenChunks;
+    const int64_t token = first_token + row;
+    tokens_ = p.call.x + (token * p.call.x_stride + input_);
+    const int64_t left = p.call.tokens - token;
+    tokens_inside_ = left < kTokens ? int(left) : kTokens;
+    tokens_to_ = swizzled<kTokenChunks>(row, threadIdx.x % kTokenChunks);
+    constexpr int kChunks = kGroupTiles * NMProduct::kValuesChunks;  // of a row tile
+    row_tile_ = first_row_tile + int(threadIdx.x) / kChunks;
+    values_ = p.values_chunk(row_tile_, 0, int(threadIdx.x) % kChunks);
+    constexpr int kPositionsChunks = kGroupTiles * NMProduct::kPositionsChunks;
+    const int of_row_tile = int(threadIdx.x) / kPositionsChunks;
+    copies_positions_ = of_row_tile < kRowTiles && first_row_tile + of_row_tile < p.row_tiles;
+    positions_ = p.positions_chunk(copies_positions_ ? first_row_tile + of_row_tile : 0, 0,
+                                   int(threadIdx.x) % kPositionsChunks);
+  }
+
+  // Those of the next step, of which there may be none.
+  __device__ void start(Shared stage) {
+    if (group_tile_ < p_.group_tiles) {
+      start_tokens(stage);
+      start_weights(stage + kTokensBytes);
+      input_ += kStageInputs;
+      tokens_ = tokens_ + kStageInputs;
+      values_ = values_ + kGroupTiles * NMProduct::kValuesChunks;
+      positions_ = positions_ + kGroupTiles * NMProduct::kPositionsChunks;
+      group_tile_ += kGroupTiles;
+    }
+    ptx::cp_async_commit();
+  }
+
+ private:
+  __device__ void start_tokens(Shared to) const {
+    constexpr int kRows = kThreads / kTokenChunks;  // at once
+#pragma unroll
+    for (int i = 0; i < kTokens / kRows; ++i) {
+      const bool inside = i * kRows < tokens_inside_ && input_ < p_.call.inputs;
+      const auto from = inside ? tokens_ + i * kRows * p_.call.x_stride : p_.call.x;
+      ptx::cp_async_16(to + (tokens_to_ + i * kRows * kStageInputs * 2),
+                       from.template as<const uint4>(), inside);
+    }
+  }
+
+  // Tiles beyond the weight are neither loaded nor multiplied.
+  __device__ void start_weights(Shared to) const {
+    constexpr int kRowTilesAtOnce = kThreads / (kGroupTiles * NMProduct::kValuesChunks);
+    const int lane_tile = int(threadIdx.x) / NMProduct::kValuesChunks % kGroupTiles;
+#pragma unroll
+    for (int i = 0; i < kRowTiles / kRowTilesAtOnce; ++i) {
+      if (row_tile_ + i * kRowTilesAtOnce >= p_.row_tiles) continue;
+      if (group_tile_ + lane_tile >= p_.group_tiles) continue;
+      const int64_t later = int64_t{i * kRowTilesAtOnce} * p_.group_tiles;
+      ptx::cp_async_16(to + (threadIdx.x * 16 + i * kThreads * 16),
+                       values_ + later * NMProduct::kValuesChunks, true);
+    }
+    const int positions_tile = int(threadIdx.x) / NMProduct::kPositionsChunks % kGroupTiles;
+    if (copies_positions_ && group_tile_ + positions_tile < p_.group_tiles) {
+      ptx::cp_async_16(to + (kValuesBytes + threadIdx.x * 16), positions_, true);
+    }
+  }
+
+  const NMProduct& p_;
+  int input_, group_tile_ = 0, row_tile_, tokens_inside_;
+  bool copies_positions_;
+  uint32_t tokens_to_;
+  ptx::Global<const uint16_t> tokens_;
+  ptx::Global<const uint4> values_, positions_;
+};
+
 template <class Number>
 class Tile {
  public:
-  __device__ Tile(const NMProduct& p, int64_t token, int row_tile)
-      : p_(p), token_(token), row_tile_(row_tile) {}
+  __device__ Tile(const NMProduct& p, Shared stages, int64_t token, int row_tile)
+      : p_(p),
+        stages_(stages),
+        token_(token),
+        row_tile_(row_tile),
+        copies_(p, token, row_tile),
+        b_lane_(ptx::keep(tile::lane_deep<kTokenChunks>(warp_token(), 0))),
+        values_lane_(ptx::keep(kTokensBytes +
+                               warp_row_tile() * kGroupTiles * NMProduct::kValuesBytes +
+                               threadIdx.x % 32 * 16)) {}
 
-  __device__ void run(Shared stages) {
-    const int count = (p_.group_tiles + kGroupTiles - 1) / kGroupTiles;
+  __device__ void run() {
 #pragma unroll
-    for (int i = 0; i < kStages - 1; ++i) load_stage(stages + i * kStageBytes, i);
-    for (int i = 0, slot = 0; i < count; ++i, slot = (slot + 1) % kStages) {
+    for (int i = 0; i < kStages - 1; ++i) copies_.start(stages_ + i * kStageBytes);
+    Shared used = stages_, filled = last_stage();
+    for (int group_tile = 0; group_tile < p_.group_tiles; group_tile += kGroupTiles) {
       ptx::cp_async_wait<kStages - 2>();
-      // The slot that is filled next was read before it, too.
+      // The stage that is filled next was read before it, too.
       __syncthreads();
-      load_stage(stages + (slot + kStages - 1) % kStages * kStageBytes, i + kStages - 1);
-      multiply_stage(stages + slot * kStageBytes, i);
+      copies_.start(filled);
+      multiply_stage(used, group_tile + 1 < p_.group_tiles);
+      filled = used;
+      used = used.at == last_stage().at ? stages_ : used + kStageBytes;
     }
     ptx::cp_async_wait<0>();
     __syncthreads();
   }
 
-  __device__ void write(Shared staging) {
+  __device__ void write() {
     const int64_t output = int64_t{row_tile_} * NMProduct::kTileOutputs;
     tile::finish<Number>(sums_, p_.call, output + warp_output());
-    tile::stage<Number, kOutputs / 8>(sums_, staging, warp_token(), warp_output() / 8);
+    tile::stage<Number, kOutputs / 8>(sums_, stages_, warp_token(), warp_output() / 8);
     __syncthreads();
-    tile::write_tile<kOutputs / 8, kTokens, kThreads>(staging, p_.call, token_, output);
+    tile::write_tile<kOutputs / 8, kTokens, kThreads>(stages_, p_.call, token_, output);
   }
 
  private:
   static __device__ uint32_t warp_output() {
     return threadIdx.x / 32 / (kTokens / kWarpTokens) * kWarpOutputs;
   }
+  static __device__ uint32_t warp_row_tile() { return warp_output() / NMProduct::kTileOutputs; }
   static __device__ uint32_t warp_token() {
     return threadIdx.x / 32 % (kTokens / kWarpTokens) * kWarpTokens;
   }
-
-  __device__ void load_stage(Shared stage, int step) const {
-    const int group_tile = step * kGroupTiles;
-    if (group_tile < p_.group_tiles) {
-      load_tokens(stage, int64_t{step} * kStageInputs);
-      load_values(stage + kTokensBytes, group_tile);
-      load_positions(stage + (kTokensBytes + kValuesBytes), group_tile);
-    }
-    ptx::cp_async_commit();
+  __device__ Shared last_stage() const { return stages_ + (kStages - 1) * kStageBytes; }
+  __device__ bool stored(int i) const {
+    return row_tile_ + int(warp_row_tile()) + i < p_.row_tiles;
   }
 
-  __device__ void load_tokens(Shared to, int64_t first_input) const {
-#pragma unroll
-    for (int i = 0; i < kTokens * kTokenChunks / kThreads; ++i) {
-      const uint32_t at = threadIdx.x + i * kThreads;
-      const uint32_t row = at / kTokenChunks, chunk = at % kTokenChunks;
-      const int64_t token = token_ + row, input = first_input + chunk * tile::kChunkNumbers;
-      const bool inside = token < p_.call.tokens && input < p_.call.inputs;
-      const int64_t from = inside ? token * p_.call.x_stride + input : 0;
-      ptx::cp_async_16(to + swizzled<kTokenChunks>(row, chunk),
-                       (p_.call.x + from).template as<const uint4>(), inside);
-    }
-  }
-
-  // Tiles beyond the weight are neither loaded nor multiplied.
-  __device__ bool stored(int row_tile, int group_tile) const {
-    return row_tile_ + row_tile < p_.row_tiles && group_tile < p_.group_tiles;
-  }
-
-  __device__ void load_values(Shared to, int group_tile) const {
-    constexpr int kChunks = kGroupTiles * NMProduct::kValuesChunks;  // of a row tile
-#pragma unroll
-    for (int i = 0; i < kRowTiles * kChunks / kThreads; ++i) {
-      const int at = int(threadIdx.x) + i * kThreads;
-      const int row_tile = at / kChunks, chunk = at % kChunks;
-      const int group = group_tile + chunk / NMProduct::kValuesChunks;
-      if (!stored(row_tile, group)) continue;
-      ptx::cp_async_16(
-          to + at * 16,
-          p_.values_chunk(row_tile_ + row_tile, group, chunk % NMProduct::kValuesChunks), true);
-    }
-  }
-
-  __device__ void load_positions(Shared to, int group_tile) const {
-    constexpr int kChunks = kGroupTiles * NMProduct::kPositionsChunks;
-    const int at = int(threadIdx.x), row_tile = at / kChunks, chunk = at % kChunks;
-    const int group = group_tile + chunk / NMProduct::kPositionsChunks;
-    if (row_tile >= kRowTiles || !stored(row_tile, group)) return;
-    ptx::cp_async_16(
-        to + at * 16,
-        p_.positions_chunk(row_tile_ + row_tile, group, chunk % NMProduct::kPositionsChunks), true);
-  }
-
-  __device__ void multiply_stage(Shared stage, int step) {
+  // `second`: whether the weight has the stage's second tile of inputs.
+  __device__ void multiply_stage(Shared stage, bool second) {
     uint32_t metadata[kOutputTiles];
-    const bool second = step * kGroupTiles + 1 < p_.group_tiles;
+    const uint32_t g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+    // One word serves both tiles: those of the first are in the lanes of selector 0.
+    const uint32_t tile = second ? q / 2 : 0;
+    const Shared positions =
+        stage +
+        (kTokensBytes + kValuesBytes +
+         (warp_row_tile() * kGroupTiles + tile) * NMProduct::kPositionsBytes + (2 * g + q % 2) * 4);
 #pragma unroll
     for (int i = 0; i < kOutputTiles; ++i) {
-      const int row_tile = int(warp_output()) / 16 + i;
-      if (!stored(row_tile, 0)) continue;
-      // One word serves both tiles: those of the first are in the lanes of selector 0.
-      const uint32_t g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
-      const uint32_t tile = second ? q / 2 : 0;
-      metadata[i] = ptx::load<uint32_t>(
-          stage +
-          (kTokensBytes + kValuesBytes +
-           (row_tile * kGroupTiles + tile) * NMProduct::kPositionsBytes + (2 * g + q % 2) * 4));
+      if (!stored(i)) continue;
+      metadata[i] = ptx::load<uint32_t>(positions + i * kGroupTiles * NMProduct::kPositionsBytes);
     }
     multiply_tile<0>(stage, metadata);
     if (second) multiply_tile<1>(stage, metadata);
@@ -141,19 +178,19 @@ class Tile {
 
   template <int kGroupTile>
   __device__ void multiply_tile(Shared stage, const uint32_t (&metadata)[kOutputTiles]) {
+    // The second tile's chunks differ from the first one's in one bit of their numbers.
+    constexpr uint32_t kTileBytes = NMProduct::kTileInputs * 2;
     uint32_t b[kTokenTiles][4];
 #pragma unroll
     for (int j = 0; j < kTokenTiles; ++j) {
-      tile::load_b_deep<kTokenChunks>(b[j], stage, warp_token() + 8 * j,
-                                      kGroupTile * NMProduct::kTileInputs);
+      const uint32_t lane = b_lane_ ^ (kGroupTile * kTileBytes);
+      ptx::ldmatrix(b[j], stage + (lane + 8 * j * kStageInputs * 2));
     }
 #pragma unroll
     for (int i = 0; i < kOutputTiles; ++i) {
-      const int row_tile = int(warp_output()) / 16 + i;
-      if (!stored(row_tile, 0)) continue;
+      if (!stored(i)) continue;
       const uint4 values = ptx::load<uint4>(
-          stage + (kTokensBytes + (row_tile * kGroupTiles + kGroupTile) * NMProduct::kValuesBytes +
-                   threadIdx.x % 32 * 16));
+          stage + (values_lane_ + (i * kGroupTiles + kGroupTile) * NMProduct::kValuesBytes));
       const uint32_t a[4] = {values.x, values.y, values.z, values.w};
 #pragma unroll
       for (int j = 0; j < kTokenTiles; ++j) {
@@ -163,17 +200,20 @@ class Tile {
   }
 
   const NMProduct& p_;
+  const Shared stages_;
   const int64_t token_;
   const int row_tile_;
+  Copies copies_;
+  const uint32_t b_lane_, values_lane_;
   tile::Sums<kOutputTiles, kTokenTiles> sums_ = {};
 };
 
 template <class Number>
 __global__ void __launch_bounds__(kThreads, 2) nm_linear(const __grid_constant__ NMProduct p) {
   const Shared memory = ptx::shared_memory();
-  Tile<Number> tile(p, int64_t{blockIdx.x} * kTokens, int(blockIdx.y) * kRowTiles);
-  tile.run(memory);
-  tile.write(memory);
+  Tile<Number> tile(p, memory, int64_t{blockIdx.x} * kTokens, int(blockIdx.y) * kRowTiles);
+  tile.run();
+  tile.write();
 }
 
 }  // namespace

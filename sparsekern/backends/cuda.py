@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .._native import load_cuda, native
+from .._native import CUDA_LIBRARY, load_cuda, native
 from ..layouts import NM, Block, Granularity
 from ..layouts.compressed import MAX_COLUMNS_16_BIT
+from ..listings import Code, nvidia
 from ..ops import format_grad_input, format_grad_values
 from ..plan.registry import Backend, KernelRecord, Request
 
@@ -34,6 +35,8 @@ class CudaBackend(Backend):
     def refusal(self, request: Request) -> str | None:
         if request.device != "cuda":
             return f"weight is on {request.device}"
+        if not torch.cuda.is_available():
+            return "PyTorch finds no CUDA device"
         if reason := load_cuda():
             return reason
         if request.dtype not in DTYPES:
@@ -82,6 +85,32 @@ class CudaBackend(Backend):
         if isinstance(granularity, NM):
             return super().grad_values(grad, x, granularity, shape, tensors)
         return format_grad_values("block_linear", grad, x, tensors, shape)
+
+    def code(self, kernel: str, request: Request, tokens: int, target: str | None) -> Code | None:
+        if target is None or not CUDA_LIBRARY.exists() or request.dtype not in DTYPES or _refused_format(request):
+            return None
+        kernel = kernel or self.kernel_name(request, tokens)
+        return nvidia.kernel_code(kernel, CUDA_LIBRARY, _function_of(kernel, request.dtype, tokens), target)
+
+
+def _function_of(kernel: str, dtype: torch.dtype, tokens: int) -> str:
+    """Pattern of the demangled name of the function that a line of the table launches."""
+    family, _, height = kernel.rpartition("_h")
+    number = "BFloat16" if dtype is torch.bfloat16 else "Float16"
+    token_tiles = 1 if tokens <= 8 else 2
+    function, *arguments = {
+        "block": ("block_linear", height, "false"),
+        "block_grad_input": ("block_linear", height, "true"),
+        "block_decode": ("block_decode", height, token_tiles),
+        "block_grad_values": ("grad_values", height),
+    }.get(family, ("nm_decode", token_tiles) if kernel.endswith("decode") else ("nm_linear",))
+    # c++filt writes numbers as they are, or with a cast.
+    values = "".join(rf", (?:\(\w+\))?{_cast(argument)}" for argument in arguments)
+    return rf"\b{function}<sparsekern::ptx::{number}{values}>"
+
+
+def _cast(argument: object) -> str:
+    return {"false": "(?:false|0)", "true": "(?:true|1)"}.get(str(argument), str(argument))
 
 
 def _refused_format(request: Request) -> str | None:

@@ -79,6 +79,7 @@ def examine() -> Facts:
         "cpu": {"name": target.cpu, "cores": target.cores, "threads": target.threads},
         "isa": isa,
         "native": native,
+        "cuda": cuda_facts(),
         "kernels": active_kernels(target),
         "plan": plan_facts(target),
         "extras": extra_facts(),
@@ -126,6 +127,34 @@ def native_facts() -> Facts:
         "reason": f"the library (built against torch {record['torch']}) does not load: {_native.failure}",
         "fix": "pip install --force-reinstall --no-deps .",
     }
+
+
+def cuda_facts() -> Facts:
+    """Whether the CUDA kernels can run here: the library, a PyTorch with CUDA, a GPU; why not, and what to do."""
+    built: Facts = _build_record().get("cuda", {"built": False, "reason": "never built", "fix": "pip install -e ."})
+    facts: Facts = {"built": built["built"], "active": False, "gpu": None}
+    if not built["built"]:
+        return facts | {"reason": built["reason"], "fix": built["fix"]}
+    facts |= {"compiler": built["compiler"], "archs": built["archs"]}
+    if reason := _native.load_cuda():
+        return facts | {"reason": reason, "fix": "pip install --force-reinstall --no-deps ."}
+    if not torch.backends.cuda.is_built():
+        fix = "install a PyTorch with CUDA to use a GPU"
+        return facts | {"reason": "this PyTorch is built without CUDA", "fix": fix}
+    if not torch.cuda.is_available():
+        return facts | {"reason": "PyTorch finds no CUDA device", "fix": "nvidia-smi says what the driver sees"}
+    major, minor = torch.cuda.get_device_capability()
+    facts["gpu"] = f"{torch.cuda.get_device_name()} (sm_{major}{minor})"
+    if major < 8:
+        return facts | {"reason": f"{facts['gpu']} is older than sm_80", "fix": "the reference back end serves it"}
+    return facts | {"active": True}
+
+
+def _describe_cuda(facts: Facts) -> str:
+    built = f"built by {facts['compiler']} for {', '.join(facts['archs'])}" if facts["built"] else "not built"
+    if facts["active"]:
+        return f"{built}; runs on {facts['gpu']}"
+    return f"{built}; not active: {facts['reason']}; {facts['fix']}"
 
 
 def _build_record() -> Facts:
@@ -205,6 +234,7 @@ def _describe(facts: Facts) -> list[tuple[str, str]]:
             + (f"is {limit}" if limit else "is not set"),
         ),
         ("native", f"{built}, commit {native['git']}" if native.get("git") else built),
+        ("cuda", _describe_cuda(facts["cuda"])),
         ("plan", _describe_plan(facts["plan"])),
         *(("kernels", f"{backend}: {', '.join(names) or 'none'}") for backend, names in facts["kernels"].items()),
     ]

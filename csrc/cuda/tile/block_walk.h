@@ -8,6 +8,16 @@
 
 namespace sparsekern::cuda::tile {
 
+// A word of 32 bits, or of 64.
+template <bool kLong>
+struct Word {
+  using type = uint32_t;
+};
+template <>
+struct Word<true> {
+  using type = uint64_t;
+};
+
 // All lanes of all warps walk alike; each follows one of the kStrips strips.
 template <class Product, int kStrips>
 class BlockWalk {
@@ -27,9 +37,7 @@ class BlockWalk {
   // Bit i: whether strip i has a block here.
   __device__ uint32_t mask() const { return mask_; }
   // The slice's first input.
-  __device__ int64_t input() const {
-    return int64_t{least_} * depth(product_) + slice_ * kSliceInputs;
-  }
+  __device__ int input() const { return least_ * depth(product_) + slice_ * kSliceInputs; }
   // Of the slices of a block.
   __device__ int slice() const { return slice_; }
   // The block of a strip whose bit is set; the same strip in all lanes.

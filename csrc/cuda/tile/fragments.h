@@ -1,5 +1,6 @@
-// Operands of mma from tiles of shared memory, in rows of kChunks chunks (swizzle.h). Rows and
-// columns count 16-bit numbers; lane l gives the address of row l % 8 of matrix l / 8.
+// Where operands of mma lie in tiles of shared memory, in rows of kChunks chunks (swizzle.h), as
+// lanes give it to ldmatrix: lane l that of row l % 8 of matrix l / 8. Rows and columns count
+// 16-bit numbers.
 #pragma once
 
 #include <stdint.h>
@@ -12,56 +13,36 @@ namespace sparsekern::cuda::tile {
 __device__ inline uint32_t matrix_of_lane() { return threadIdx.x % 32 / 8; }
 __device__ inline uint32_t line_of_lane() { return threadIdx.x % 8; }
 
-// a: 16 x 16 from a tile whose rows are rows of a.
+// For ldmatrix: a of 16 x 16 from a tile whose rows are rows of a. For ldmatrix_trans: b of 16 x
+// 16, of two products side by side, from a tile whose rows are rows of b: b[0] and b[1] of the
+// first product, b[2] and b[3] of the second.
 template <int kChunks>
-__device__ inline void load_a(uint32_t (&a)[4], ptx::Shared tile, uint32_t row, uint32_t column) {
+__device__ inline uint32_t lane_down(uint32_t row, uint32_t column) {
   const uint32_t matrix = matrix_of_lane();
-  ptx::ldmatrix(a, tile + swizzled<kChunks>(row + matrix % 2 * 8 + line_of_lane(),
-                                            column / kChunkNumbers + matrix / 2));
+  return swizzled<kChunks>(row + matrix % 2 * 8 + line_of_lane(),
+                           column / kChunkNumbers + matrix / 2);
 }
 
-// a: 16 x 16 from a tile whose rows are columns of a.
+// For ldmatrix_trans: a of 16 x 16 from a tile whose rows are columns of a. For ldmatrix: b of two
+// products from a tile whose rows are columns of b.
 template <int kChunks>
-__device__ inline void load_a_trans(uint32_t (&a)[4], ptx::Shared tile, uint32_t row,
-                                    uint32_t column) {
+__device__ inline uint32_t lane_across(uint32_t row, uint32_t column) {
   const uint32_t matrix = matrix_of_lane();
-  ptx::ldmatrix_trans(a, tile + swizzled<kChunks>(row + matrix / 2 * 8 + line_of_lane(),
-                                                  column / kChunkNumbers + matrix % 2));
+  return swizzled<kChunks>(row + matrix / 2 * 8 + line_of_lane(),
+                           column / kChunkNumbers + matrix % 2);
 }
 
-// b: 16 x 16, of two products side by side, from a tile whose rows are columns of b: b[0] and b[1]
-// of the first product, b[2] and b[3] of the second.
+// For ldmatrix: b of 32 x 8, of one product with twice the depth, from a tile whose rows are
+// columns of b.
 template <int kChunks>
-__device__ inline void load_b_pair(uint32_t (&b)[4], ptx::Shared tile, uint32_t row,
-                                   uint32_t column) {
-  const uint32_t matrix = matrix_of_lane();
-  ptx::ldmatrix(b, tile + swizzled<kChunks>(row + matrix / 2 * 8 + line_of_lane(),
-                                            column / kChunkNumbers + matrix % 2));
+__device__ inline uint32_t lane_deep(uint32_t row, uint32_t column) {
+  return swizzled<kChunks>(row + line_of_lane(), column / kChunkNumbers + matrix_of_lane());
 }
 
-// The same from a tile whose rows are rows of b.
+// The same of 16 x 8, twice: b[0] and b[1] count.
 template <int kChunks>
-__device__ inline void load_b_pair_trans(uint32_t (&b)[4], ptx::Shared tile, uint32_t row,
-                                         uint32_t column) {
-  const uint32_t matrix = matrix_of_lane();
-  ptx::ldmatrix_trans(b, tile + swizzled<kChunks>(row + matrix % 2 * 8 + line_of_lane(),
-                                                  column / kChunkNumbers + matrix / 2));
-}
-
-// b: 32 x 8, of one product with twice the depth, from a tile whose rows are columns of b.
-template <int kChunks>
-__device__ inline void load_b_deep(uint32_t (&b)[4], ptx::Shared tile, uint32_t row,
-                                   uint32_t column) {
-  ptx::ldmatrix(
-      b, tile + swizzled<kChunks>(row + line_of_lane(), column / kChunkNumbers + matrix_of_lane()));
-}
-
-// b: 16 x 8 twice, for a single product: as load_b_pair, of which b[0] and b[1] count.
-template <int kChunks>
-__device__ inline void load_b_single(uint32_t (&b)[4], ptx::Shared tile, uint32_t row,
-                                     uint32_t column) {
-  ptx::ldmatrix(b, tile + swizzled<kChunks>(row + line_of_lane(),
-                                            column / kChunkNumbers + matrix_of_lane() % 2));
+__device__ inline uint32_t lane_single(uint32_t row, uint32_t column) {
+  return swizzled<kChunks>(row + line_of_lane(), column / kChunkNumbers + matrix_of_lane() % 2);
 }
 
 }  // namespace sparsekern::cuda::tile

@@ -1,0 +1,168 @@
+"""The CUDA back end where there is no GPU: its table, its refusals, its library, and what doctor says of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import sparsekern as sk
+from sparsekern import _native
+from sparsekern.backends.cuda import CudaBackend
+from sparsekern.cli import doctor
+from sparsekern.plan import Request, backends, refusals, select
+
+ROOT = Path(__file__).resolve().parents[2]
+BF16, ON_GPU = torch.bfloat16, "cuda"
+built = pytest.mark.skipif(not _native.CUDA_LIBRARY.exists(), reason="the CUDA library is not built: nvcc is not here")
+
+
+@pytest.fixture
+def backend() -> CudaBackend:
+    (found,) = (backend for backend in backends() if backend.name == "cuda")
+    return found
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were a GPU that the kernels run on, and the library."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr("sparsekern.backends.cuda.load_cuda", lambda: None)
+
+
+@pytest.mark.needs_native
+def test_the_table(backend: CudaBackend) -> None:
+    records = {record.name: record for record in backend.kernels()}
+    assert len(records) == len(backend.kernels()) >= 16
+    assert {record.op for record in records.values()} == {
+        "block_linear", "block_linear_grad_input", "block_linear_grad_values", "nm_linear"
+    }  # fmt: skip
+    assert records["block_h64"].takes == "64n x 16n" and records["block_grad_values_h32"].takes == "32n x 32n"
+    assert records["nm_2_4"].takes == "2:4" and records["nm_2_4"].tokens == ">= 17"
+    if not torch.cuda.is_available():
+        assert not any(record.runs_here for record in records.values())
+
+
+@pytest.mark.needs_native
+@pytest.mark.parametrize(
+    ("granularity", "tokens", "kernel"),
+    [
+        (sk.Block(128, 16), 17, "block_h128"), (sk.Block(256, 32), 9999, "block_h128"),
+        (sk.Block(64, 64), 64, "block_h64"), (sk.Block(96, 16), 17, "block_h32"), (sk.Block(48, 16), 17, "block_h16"),
+        (sk.Block(128, 128), 16, "block_decode_h32"), (sk.Block(16, 16), 1, "block_decode_h16"),
+        (sk.Block(16, 16), 0, "block_decode_h16"), (sk.NM(2, 4), 16, "nm_2_4_decode"), (sk.NM(2, 4), 17, "nm_2_4"),
+    ],
+)  # fmt: skip
+def test_the_kernel_that_is_chosen(backend: CudaBackend, granularity: sk.Granularity, tokens: int, kernel: str) -> None:
+    assert backend.kernel_name(Request(granularity, (512, 512), BF16, ON_GPU), tokens) == kernel
+
+
+@pytest.mark.parametrize(
+    ("granularity", "dtype", "reason"),
+    [
+        (sk.Block(64, 64), BF16, None), (sk.Block(48, 16), torch.float16, None), (sk.NM(2, 4), BF16, None),
+        (sk.Block(64, 64), torch.float32, "no kernel for torch.float32; bfloat16 and float16 have them"),
+        (sk.Block(16, 1), BF16, "sides of 16x1 are no multiples of 16"), (sk.Block(8, 16), BF16, "no multiples of 16"),
+        (sk.NM(1, 4), BF16, "no kernel for 1:4; 2:4 has one"), (sk.NM(2, 4, 16), BF16, "no kernel for 2:4x16"),
+        (sk.Unstructured(), BF16, "no kernel for unstructured"),
+    ],
+)  # fmt: skip
+def test_what_it_refuses(
+    backend: CudaBackend, gpu: None, granularity: sk.Granularity, dtype: torch.dtype, reason: str | None
+) -> None:
+    told = backend.refusal(Request(granularity, (512, 512), dtype, ON_GPU))
+    assert told is None if reason is None else told is not None and reason in told
+
+
+def test_too_many_blocks_are_refused(backend: CudaBackend, gpu: None) -> None:
+    request = Request(sk.Block(16, 16), (2**20, 16 * 65535), BF16, ON_GPU)
+    assert "65536 x 65535 blocks are more than the kernels count" in str(backend.refusal(request))
+    assert backend.refusal(Request(sk.Block(16, 16), (2**19, 16 * 65535), BF16, ON_GPU)) is None  # just below 2^31
+
+
+def test_an_old_gpu_is_named(backend: CudaBackend, gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    told = backend.refusal(Request(sk.Block(16, 16), (64, 64), BF16, ON_GPU))
+    assert told == "the GPU is sm_75, kernels run from sm_80 on"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_reasons_say_so() -> None:
+    request = Request(sk.Block(16, 16), (64, 64), BF16, ON_GPU)
+    assert select(request).name == "reference"
+    assert refusals(request)["cuda"] == "PyTorch finds no CUDA device"
+
+
+def in_a_new_process(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@built
+def test_the_library_loads_when_it_is_asked_for() -> None:
+    """Also beside a PyTorch without CUDA, whose dispatcher then knows the kernels."""
+    told = in_a_new_process(
+        "import torch, sparsekern as sk\n"
+        "has = torch._C._dispatch_has_kernel_for_dispatch_key\n"
+        "ops = ['block_linear', 'nm_linear', 'block_linear_grad_input', 'block_linear_grad_values']\n"
+        "sk.linear(torch.ones(2, 16), sk.pack(torch.ones(16, 16), sk.Block(16, 16)))\n"
+        "assert not any(has(f'sparsekern::{op}', 'CUDA') for op in ops)\n"
+        "from sparsekern._native import load_cuda\n"
+        "assert load_cuda() is None, load_cuda()\n"
+        "assert all(has(f'sparsekern::{op}', 'CUDA') for op in ops)\n"
+        "print('ok')"
+    )
+    assert told == "ok\n"
+
+
+def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "CUDA_LIBRARY", tmp_path / "none.so")
+    monkeypatch.setattr(_native, "native", object())
+    assert _native.load_cuda.__wrapped__() == "the CUDA library is not built (python -m sparsekern doctor says why)"
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"no library")
+    monkeypatch.setattr(_native, "CUDA_LIBRARY", broken)
+    assert "the CUDA library does not load" in str(_native.load_cuda.__wrapped__())
+
+
+def test_doctor_says_why_it_is_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = tmp_path / "build_info.json"
+    why = {"built": False, "reason": "nvcc was not found", "fix": "install a CUDA toolkit"}
+    record.write_text(json.dumps({"native": True, "cuda": why}))
+    monkeypatch.setattr(doctor, "BUILD_RECORD", record)
+    facts = doctor.cuda_facts()
+    assert not facts["built"] and not facts["active"] and facts["reason"] == "nvcc was not found"
+    assert doctor._describe_cuda(facts) == "not built; not active: nvcc was not found; install a CUDA toolkit"
+
+
+@built
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_doctor_says_why_it_is_not_active() -> None:
+    facts = doctor.cuda_facts()
+    assert facts["built"] and not facts["active"] and {"sm_80", "sm_90"} <= {*facts["archs"]}
+    assert "PyTorch" in facts["reason"] and facts["fix"]
+
+
+@built
+@pytest.mark.skipif(shutil.which("c++filt") is None, reason="c++filt is not here")
+@pytest.mark.parametrize("kernel", ["", "block_decode_h32"])
+def test_its_code_is_shown(backend: CudaBackend, kernel: str) -> None:
+    from sparsekern.listings import tools
+
+    if tools.find("cuobjdump") is None:
+        pytest.skip("no cuobjdump: pip install triton brings it")
+    code = backend.code(kernel, Request(sk.Block(64, 64), (512, 512), BF16, ON_GPU), 128, "sm_80")
+    assert code is not None and code.target == "sm_80"
+    assert next(listing for listing in code.listings if listing.title == "main loop").mix["HMMA"] > 0
+
+
+def test_no_code_without_a_target(backend: CudaBackend) -> None:
+    assert backend.code("", Request(sk.Block(64, 64), (512, 512), BF16, ON_GPU), 128, None) is None
+    assert backend.code("", Request(sk.Block(64, 1), (512, 512), BF16, ON_GPU), 128, "sm_80") is None
