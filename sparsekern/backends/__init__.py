@@ -3,8 +3,10 @@
 from ..plan.registry import register_backend
 from .cpu import CpuBackend
 from .reference import ReferenceBackend
+from .triton import TritonBackend
 
+register_backend(TritonBackend())
 register_backend(CpuBackend())
 register_backend(ReferenceBackend())
 
-__all__ = ["CpuBackend", "ReferenceBackend"]
+__all__ = ["CpuBackend", "ReferenceBackend", "TritonBackend"]
