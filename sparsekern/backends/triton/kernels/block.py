@@ -31,13 +31,16 @@ def _load_columns(columns, entry, mask):
 @triton.jit
 def _step_inputs(columns, first, end, COLS: tl.constexpr, STEP: tl.constexpr):
     """Inputs ``[STEP]`` of the stored inputs from ``first`` on; from ``end`` on any."""
+    stored = first + tl.arange(0, STEP)
     if STEP <= COLS:
         column = _load_columns(columns, first // COLS, first < end)
-        return column * COLS + first % COLS + tl.arange(0, STEP)
-    stored = first + tl.arange(0, STEP)
-    column = _load_columns(columns, stored // COLS, stored < end)
-    # What the compiler cannot see, and without which it would load the activations number by number.
-    return tl.max_contiguous(tl.multiple_of(column * COLS + stored % COLS, COLS), COLS)
+        RUN: tl.constexpr = STEP
+    else:
+        column = _load_columns(columns, stored // COLS, stored < end)
+        RUN: tl.constexpr = COLS
+    # The hint is what the compiler cannot see, and without which it would load the activations number by number.
+    # A remainder of the vector: that of the number ``first`` alone costs Triton 3.6 its stages.
+    return tl.max_contiguous(tl.multiple_of(column * COLS + stored % COLS, RUN), RUN)
 
 
 @triton.jit
