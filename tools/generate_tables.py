@@ -37,11 +37,11 @@ def kernel_table() -> str:
 
 
 def support_matrix() -> str:
-    """What products have a hand-written kernel on which instruction set; the reference back end serves the rest.
+    """What products have a hand-written kernel on which CPU; the reference back end serves the rest.
 
     A kernel of one instruction set serves those above it too.
     """
-    records = [kernel for kernel in sk.kernels() if "_grad_" not in kernel.op]
+    records = [kernel for kernel in sk.kernels() if "_grad_" not in kernel.op and kernel.isa in (*LEVELS, "torch")]
     # Where one kernel takes all that another takes, such as 16n x c all of 32n x c, its line says it for both.
     widest = [kernel for kernel in records if not any(_says_it_for(other, kernel) for other in records)]
     isas_of: dict[tuple[str, str], set[str]] = {}

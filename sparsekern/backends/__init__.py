@@ -4,9 +4,11 @@ from ..plan.registry import register_backend
 from .cpu import CpuBackend
 from .cuda import CudaBackend
 from .reference import ReferenceBackend
+from .triton import TritonBackend
 
 register_backend(CpuBackend())
 register_backend(CudaBackend())
+register_backend(TritonBackend())
 register_backend(ReferenceBackend())
 
-__all__ = ["CpuBackend", "CudaBackend", "ReferenceBackend"]
+__all__ = ["CpuBackend", "CudaBackend", "ReferenceBackend", "TritonBackend"]

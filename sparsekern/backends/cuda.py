@@ -28,6 +28,7 @@ class CudaBackend(Backend):
     """Blocks and 2:4 in 16 bits on the tensor cores of NVIDIA GPUs, sums in float32."""
 
     name: ClassVar[str] = "cuda"
+    devices: ClassVar[tuple[str, ...]] = ("cuda",)
 
     def kernels(self) -> list[KernelRecord]:
         return list(_table(_runs_here())) if native else []

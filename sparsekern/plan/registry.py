@@ -122,6 +122,8 @@ class Backend(ABC):
     """A way to execute packed weights."""
 
     name: ClassVar[str]
+    devices: ClassVar[tuple[str, ...]] = ()
+    """Types of the devices that it is for, such as ``cuda``; empty for any. It is not asked about weights elsewhere."""
 
     @abstractmethod
     def kernels(self) -> list[KernelRecord]:

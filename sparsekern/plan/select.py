@@ -20,14 +20,20 @@ def select(request: Request) -> Backend:
 
 
 def _first_willing(request: Request) -> Backend:
-    for backend in backends():
+    for backend in _of_device(request):
         if backend.refusal(request) is None:
             return backend
-    reasons = "; ".join(f"{b.name}: {b.refusal(request)}" for b in backends())
+    reasons = "; ".join(f"{b.name}: {b.refusal(request)}" for b in _of_device(request))
     raise NotImplementedError(
         f"no back end for {request.granularity.label} {request.dtype} on {request.device} "
         f"({reasons or 'none registered'})"
     )
+
+
+def _of_device(request: Request) -> list[Backend]:
+    """Those that are for the weight's device, so that no report says of a weight on a CPU that it is not on a GPU."""
+    device = request.device.partition(":")[0]
+    return [backend for backend in backends() if not backend.devices or device in backend.devices]
 
 
 def _name_as_constant(spec: str, shape: tuple[int, int], dtype: torch.dtype, device: str) -> str:
@@ -43,7 +49,7 @@ _name_as_constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def refusals(request: Request) -> dict[str, str]:
     """Reasons of the back ends that come before the selected one and refused."""
     reasons: dict[str, str] = {}
-    for backend in backends():
+    for backend in _of_device(request):
         reason = backend.refusal(request)
         if reason is None:
             break

@@ -42,7 +42,12 @@ def imported_at_import(tree: ast.AST) -> Iterator[str]:
             yield from imported_at_import(node)
 
 
+# What is written in Triton's language is imported when a GPU is asked for; tests/triton looks that it is not before.
+IN_TRITON = [PACKAGE / "backends/triton/ops.py", *(PACKAGE / "backends/triton/kernels").glob("*.py")]
+
+
 @pytest.mark.parametrize("module", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_modules_import_the_standard_library_and_torch_alone(module: Path) -> None:
-    foreign = set(imported_at_import(ast.parse(module.read_text()))) - set(sys.stdlib_module_names) - {"torch"}
+    allowed = {"torch", "triton"} if module in IN_TRITON else {"torch"}
+    foreign = set(imported_at_import(ast.parse(module.read_text()))) - set(sys.stdlib_module_names) - allowed
     assert not foreign, "import an optional package inside the function that needs it"

@@ -1,0 +1,5 @@
+"""Triton kernels for NVIDIA GPUs. Importing this imports no Triton."""
+
+from .backend import TritonBackend
+
+__all__ = ["TritonBackend"]

@@ -1,0 +1,111 @@
+"""Which tile a program computes and how many steps it fetches ahead, by architecture and block height.
+
+A table, not a search at run time: the same product always runs the same code, and its first call compiles one kernel.
+Nothing here has been measured on a GPU. The numbers of stages follow from shared memory, and tests/triton compiles
+every line for every architecture and checks that it fits and keeps its depth.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+KIB = 1024
+MIN_CAPABILITY = 80
+"""sm_80: the first whose copies into shared memory are asynchronous, which is what stages are made of."""
+
+BLOCK_ROWS = (16, 32, 64, 128)
+"""Heights of blocks that are served: the tensor cores' smallest tile, and what fits the registers of a program."""
+MIN_BLOCK_COLS = 16
+"""Width of blocks from which on activations are fetched in whole sectors of 32 bytes."""
+
+MOST_ACTIVATIONS = 16 * KIB
+"""Bytes of activations of one step."""
+
+TOKENS = (16, 32, 64, 128)
+TOKENS_FLOAT32 = (16, 32, 64)
+"""Float32 runs on the ordinary cores, which take operands from registers: 128 tokens by 128 rows would not fit them."""
+
+MOST_M = 16
+MOST_M_FLOAT32 = 8
+"""Inputs of a group for n:m: the weights of a step, 8 groups at least, are unfolded in registers."""
+
+
+class Stages(NamedTuple):
+    """What an architecture can fetch ahead.
+
+    A stage holds the activations and weights of one step: 24 KiB with 64 rows and 128 tokens, 32 KiB with 128 rows.
+    With ``mma.sync`` one stage fewer is held than is asked for, with ``wgmma`` and ``tcgen05`` all of them.
+
+    Attributes:
+        shared: KiB of shared memory that a program may have; a multiprocessor has 1 more.
+        low: stages with up to 64 rows: as many as leave room for two programs.
+        high: stages with 128 rows, where one program fills the multiprocessor and takes what there is.
+    """
+
+    shared: int
+    low: int
+    high: int
+
+
+ARCHITECTURES = {
+    80: Stages(163, 4, 5),  # 3 x 24 KiB, twice; 4 x 32
+    86: Stages(99, 3, 4),  # 2 x 24 KiB, twice; 3 x 32
+    89: Stages(99, 3, 4),
+    90: Stages(227, 4, 6),  # 4 x 24 KiB, twice; 6 x 32
+    100: Stages(227, 4, 6),
+    120: Stages(99, 3, 4),
+}
+"""By compute capability, times ten; others are taken for the next lower one."""
+
+
+class Tile(NamedTuple):
+    """How a program is compiled.
+
+    Attributes:
+        rows: outputs of its tile.
+        tokens: tokens of its tile.
+        step: inputs that are multiplied at once.
+        warps: warps of 32 threads.
+        stages: as the pipeliner counts them.
+    """
+
+    rows: int
+    tokens: int
+    step: int
+    warps: int
+    stages: int
+
+
+def block_tile(capability: int, rows: int, tokens: int, itemsize: int) -> Tile:
+    """The tile of a product with blocks of ``rows`` rows and numbers of ``itemsize`` bytes."""
+    step, stages = _step(itemsize), _stages(capability)
+    if itemsize == 4:
+        held = _token_tile(tokens, TOKENS_FLOAT32, 128)
+        return Tile(rows, held, step, 8 if rows * held == 128 * 64 else 4, stages.low)
+    held = _token_tile(tokens, TOKENS, 128)
+    return Tile(rows, held, step, 8 if rows * held == 128 * 128 else 4, stages.high if rows == 128 else stages.low)
+
+
+def nm_tile(capability: int, m: int, tokens: int, itemsize: int) -> Tile:
+    """The tile of a product with n of every ``m`` inputs and numbers of ``itemsize`` bytes."""
+    step, stages = max(8 * m, _step(itemsize)), _stages(capability).low
+    if itemsize == 4:
+        # Each thread holds whole rows of the unfolded weights, so many threads share few of them.
+        return Tile(32, _token_tile(tokens, TOKENS_FLOAT32[:2], step * itemsize), step, 8, stages)
+    held = _token_tile(tokens, TOKENS, step * itemsize)
+    return Tile(64, held, step, 8 if held == 128 else 4, stages)
+
+
+def _step(itemsize: int) -> int:
+    """Inputs in the 128 bytes of a row that shared memory swizzles as one."""
+    return 128 // itemsize
+
+
+def _token_tile(tokens: int, sizes: tuple[int, ...], step_bytes: int) -> int:
+    """The smallest of the sizes that holds all tokens, or else the largest whose activations fit a step."""
+    fitting = [size for size in sizes if size * step_bytes <= MOST_ACTIVATIONS]
+    return next((size for size in fitting if tokens <= size), fitting[-1])
+
+
+def _stages(capability: int) -> Stages:
+    return ARCHITECTURES[max(known for known in ARCHITECTURES if known <= capability)]

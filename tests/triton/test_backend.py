@@ -1,0 +1,203 @@
+"""The Triton back end: what it serves, that it stays out of the way, and how torch.compile sees its ops."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+
+import sparsekern as sk
+from sparsekern.backends import triton as package
+from sparsekern.backends.triton import backend as module, tiles
+from sparsekern.plan import Request, backends, select
+from sparsekern.plan.registry import backend_named
+
+BF16, FP32 = torch.bfloat16, torch.float32
+SHAPE = (256, 512)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were one that runs the kernels."""
+    monkeypatch.setattr(module, "_device_refusal", lambda: None)
+
+
+def test_importing_needs_no_triton_and_loads_no_kernel() -> None:
+    # None: an attempt to import it is an error. (Where Triton is installed, torch.utils.flop_counter imports it.)
+    script = (
+        "import sys; sys.modules['triton'] = None; import sparsekern as sk, torch; sk.kernels()\n"
+        "sk.linear(torch.randn(3, 32), sk.pack(torch.randn(32, 32), sk.Block(16, 16)))\n"
+        "print(*[name for name in sys.modules if name.startswith('sparsekern.backends.triton.')])"
+    )
+    ran = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert set(ran.stdout.split()) == {f"{package.__name__}.{name}" for name in ("backend", "tiles")}
+
+
+def test_it_comes_before_the_cpu_and_refuses_its_weights() -> None:
+    names = [backend.name for backend in backends()]
+    assert names.index("triton") < names.index("cpu")
+    for device in ("cpu", "meta"):
+        refusal = backend_named("triton").refusal(Request(sk.Block(64, 64), SHAPE, BF16, device))
+        assert refusal == f"weight is on {device}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, BF16, FP32])
+@pytest.mark.parametrize(
+    "granularity",
+    [*(sk.Block(rows, cols) for rows in tiles.BLOCK_ROWS for cols in (16, 64, 256)), sk.NM(2, 4), sk.NM(4, 8)],
+    ids=lambda granularity: granularity.label,
+)
+def test_what_is_served(gpu: None, granularity: sk.Block | sk.NM, dtype: torch.dtype) -> None:
+    for device in ("cuda", "cuda:1"):
+        request = Request(granularity, SHAPE, dtype, device)
+        assert select(request).name == "triton"
+        names = {record.name: record for record in backend_named("triton").kernels()}
+        record = names[backend_named("triton").kernel_name(request, 5)]
+        assert str(dtype).removeprefix("torch.") in record.dtypes
+        assert record.takes_rows(getattr(granularity, "rows", 1))
+
+
+@pytest.mark.parametrize(
+    "granularity, dtype, reason",
+    [
+        (sk.Block(8, 16), BF16, "blocks of 8 rows, not of 16, 32, 64, 128"),
+        (sk.Block(48, 16), BF16, "blocks of 48 rows, not of 16, 32, 64, 128"),
+        (sk.Block(256, 16), BF16, "blocks of 256 rows, not of 16, 32, 64, 128"),
+        (sk.Block(16, 1), BF16, "blocks of 1 columns, not of a power of two from 16 on"),
+        (sk.Block(16, 48), BF16, "blocks of 48 columns, not of a power of two from 16 on"),
+        (sk.NM(2, 4, 16), BF16, "16 rows share a choice, which makes blocks of 1 column"),
+        (sk.NM(3, 8), BF16, "no kernel for 3:8, but for powers of two"),
+        (sk.NM(2, 6), BF16, "no kernel for 2:6, but for powers of two"),
+        (sk.NM(4, 32), BF16, "groups of more than 16 inputs"),
+        (sk.NM(8, 16), FP32, "groups of more than 8 inputs"),
+        (sk.Unstructured(), BF16, "no kernel for unstructured"),
+        (sk.Block(16, 16), torch.float64, "no kernel for torch.float64"),
+    ],
+    ids=str,
+)
+def test_what_is_refused(gpu: None, granularity: sk.Block, dtype: torch.dtype, reason: str) -> None:
+    assert backend_named("triton").refusal(Request(granularity, SHAPE, dtype, "cuda")) == reason
+
+
+def test_weights_beyond_32_bits_are_refused(gpu: None) -> None:
+    block = sk.Block(16, 16)
+    backend = backend_named("triton")
+    assert backend.refusal(Request(block, (2**15, 2**16), BF16, "cuda")) == "2^31 weights or more"
+    assert backend.refusal(Request(block, (2**15, 2**16 - 16), BF16, "cuda")) is None
+
+
+@pytest.mark.parametrize(
+    "triton, capabilities, hip, reason",
+    [
+        (False, [(9, 0)], None, "Triton is not installed: pip install triton"),
+        (True, [], None, "PyTorch finds no CUDA device"),
+        (True, [(9, 0), (7, 5)], None, "a GPU of compute capability 7.5, below 8.0"),
+        (True, [(9, 4)], "6.2", "AMD GPUs"),
+        (True, [(8, 0), (12, 0)], None, None),
+    ],
+)
+def test_devices(
+    monkeypatch: pytest.MonkeyPatch,
+    triton: bool,
+    capabilities: list[tuple[int, int]],
+    hip: str | None,
+    reason: str | None,
+) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: object() if triton else None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: capabilities[i])
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(module, "_import_ops", lambda: None)
+    assert module._device_refusal.__wrapped__() == reason
+
+
+def test_a_triton_that_fails_to_import_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith(f"{package.__name__}.ops")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(package, "ops", raising=False)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    reason = module._import_ops()
+    assert reason is not None and reason.startswith("Triton fails to import: ")
+
+
+# ---- with Triton ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "capability, like", [(80, 80), (87, 86), (89, 89), (90, 90), (103, 100), (120, 120), (121, 120)]
+)
+def test_unlisted_architectures_are_taken_for_the_next_lower(capability: int, like: int) -> None:
+    assert tiles.block_tile(capability, 128, 1000, 2) == tiles.block_tile(like, 128, 1000, 2)
+    assert tiles.block_tile(capability, 128, 1000, 2).stages == tiles.ARCHITECTURES[like].high
+
+
+def test_a_tile_holds_few_tokens_at_once() -> None:
+    for tokens in (1, 16, 17, 64, 65, 1000):
+        wanted = next((size for size in tiles.TOKENS if tokens <= size), 128)
+        assert tiles.block_tile(90, 64, tokens, 2).tokens == tiles.nm_tile(90, 4, tokens, 2).tokens == wanted
+
+
+def test_the_ops_refuse_what_is_on_no_gpu() -> None:
+    ops = needs_compiler()
+    packed, x = sk.pack(torch.randn(64, 64), sk.Block(16, 16)), torch.randn(3, 64)
+    with pytest.raises(ValueError, match="expected tensors on a CUDA device, got them on cpu"):
+        ops.triton_block_linear(x, *packed.tensors, None, 64, 64, "none")
+    with pytest.raises(ValueError, match=r"expected an input \[\.\.\., 64\]"):
+        ops.triton_block_linear(x[:, 1:], *packed.tensors, None, 64, 64, "none")
+
+
+@pytest.mark.parametrize("granularity", [sk.Block(32, 16), sk.NM(2, 4)], ids=lambda granularity: granularity.label)
+def test_the_compiler_sees_the_kernel_and_that_it_writes_the_output_alone(
+    granularity: sk.Block | sk.NM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ops = needs_compiler()
+    from torch._functorch.aot_autograd import aot_export_module
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    target = types.SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 80, 32))
+    monkeypatch.setattr(driver, "_active", target)
+    monkeypatch.setattr(ops, "_capability", lambda device: 80)
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: contextlib.nullcontext())
+
+    class Layer(torch.nn.Module):
+        def forward(self, x: torch.Tensor, bias: torch.Tensor, *parts: torch.Tensor) -> tuple[torch.Tensor]:
+            return (backend_named("triton").linear(x, granularity, (70, 100), parts, bias, "gelu"),)
+
+    parts = sk.pack(torch.randn(70, 100), granularity, sk.make_mask(torch.randn(70, 100), granularity, 0.5)).tensors
+    with FakeTensorMode():
+        inputs = [torch.empty(2, 5, 100, device="cuda"), torch.empty(70, device="cuda")]
+        inputs += [torch.empty(part.shape, dtype=part.dtype, device="cuda") for part in parts]
+        traced, _ = aot_export_module(Layer(), inputs, trace_joint=False)
+    (kernel,) = [node for node in traced.graph.nodes if "triton_kernel_wrapper" in str(node.target)]
+    assert kernel.kwargs["tensors_to_clone"] == ["y"]
+    (output,) = next(iter(reversed(traced.graph.nodes))).args[0]
+    assert output.meta["val"].shape == (2, 5, 70)
+
+
+def test_flops_are_those_of_the_stored_weights() -> None:
+    needs_compiler()
+    from torch.utils.flop_counter import FlopCounterMode
+
+    packed = sk.pack(torch.randn(64, 64), sk.Block(16, 16), sk.make_mask(torch.randn(64, 64), sk.Block(16, 16), 0.75))
+    parts = [part.to("meta") for part in packed.tensors]
+    with FlopCounterMode(display=False) as counter:
+        torch.ops.sparsekern.triton_block_linear(torch.empty(2, 3, 64, device="meta"), *parts, None, 64, 64, "none")
+    assert counter.get_total_flops() == 2 * 6 * 64 * 64 // 4
+
+
+def needs_compiler() -> types.ModuleType:
+    """The ops, for GPUs."""
+    pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
+    from sparsekern.backends.triton import ops
+
+    if ops.INTERPRET:
+        pytest.skip("TRITON_INTERPRET=1 takes the place of the compiler")
+    return ops
