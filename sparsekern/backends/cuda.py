@@ -14,6 +14,7 @@ from ..layouts import NM, Block, Granularity
 from ..layouts.compressed import MAX_COLUMNS_16_BIT
 from ..listings import Code, nvidia
 from ..ops import format_grad_input, format_grad_values
+from ..plan.gpu import pays
 from ..plan.registry import Backend, KernelRecord, Request
 
 DTYPES = (torch.bfloat16, torch.float16)
@@ -66,6 +67,8 @@ class CudaBackend(Backend):
         bias: Tensor | None,
         activation: str,
     ) -> Tensor:
+        if not _worth_it(x, granularity, shape, tensors[0]):
+            return torch.ops.sparsekern.linear.default(x, tensors, bias, granularity.spec, *shape, activation)
         if isinstance(granularity, NM):
             return torch.ops.sparsekern.nm_linear.default(
                 x, *tensors, bias, granularity.n, granularity.m, *shape, activation, ""
@@ -92,6 +95,18 @@ class CudaBackend(Backend):
             return None
         kernel = kernel or self.kernel_name(request, tokens)
         return nvidia.kernel_code(kernel, CUDA_LIBRARY, _function_of(kernel, request.dtype, tokens), target)
+
+
+def _worth_it(x: Tensor, granularity: Granularity, shape: tuple[int, int], values: Tensor) -> bool:
+    """What the model says of this many tokens; yes, where a compiler leaves their number open."""
+    tokens, stored = x.numel() // shape[1], values.numel()
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import has_static_value
+
+        if not (has_static_value(tokens) and has_static_value(stored)):
+            return True
+    major, minor = torch.cuda.get_device_capability(x.device)
+    return pays(granularity, shape, int(stored), int(tokens), 10 * major + minor)
 
 
 def _function_of(kernel: str, dtype: torch.dtype, tokens: int) -> str:

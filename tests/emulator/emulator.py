@@ -117,6 +117,7 @@ class Access:
 class Counters:
     instructions: dict[str, int]
     accesses: list[Access]
+    shared_bytes: int  # of the launch that asked for most
 
     def of(self, *kinds: str) -> list[Access]:
         return [access for access in self.accesses if access.kind in kinds]
@@ -139,7 +140,8 @@ class Emulator:
     def counters(self) -> Counters:
         """Those since the last call."""
         told = json.loads(self.library.emulator_counters())
-        return Counters(told["instructions"], [Access(**access) for access in told["accesses"]])
+        accesses = [Access(**access) for access in told["accesses"]]
+        return Counters(told["instructions"], accesses, self.library.emulator_shared_bytes())
 
     def blocks(
         self,

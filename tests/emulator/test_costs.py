@@ -8,6 +8,8 @@ from products import pack_random
 import sparsekern as sk
 
 TOKENS = 128
+LEAST_SHARED_BYTES = 99 * 1024
+"""What a thread block may have on any GPU from sm_80 on: those of sm_86, 89 and 120 have no more."""
 BLOCK_KERNELS = {
     "block_h128": (sk.Block(128, 64), False),
     "block_h64": (sk.Block(64, 64), False),
@@ -26,6 +28,7 @@ def check_memory(counters: Counters, after_the_loop: tuple[str, ...] = ()) -> No
 
     Indices are apart: each of them is a few bytes that all lanes of a warp want.
     """
+    assert counters.shared_bytes <= LEAST_SHARED_BYTES
     shared = counters.of("ldmatrix", "copy to shared", "shared load", "shared store")
     assert {access.kind for access in shared} >= {"ldmatrix", "copy to shared"}
     conflicts = {access.site: access.taken - access.least for access in shared if access.taken > access.least}

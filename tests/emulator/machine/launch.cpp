@@ -10,6 +10,7 @@ namespace emulator {
 namespace {
 
 std::string the_fault, the_counters;
+uint32_t most_shared_bytes = 0;
 
 // What launches on a GPU refuse too.
 bool possible(dim3 grid, dim3 size, uint32_t shared_bytes) {
@@ -24,6 +25,7 @@ cudaError_t launch(dim3 grid, dim3 size, uint32_t shared_bytes, const char* kern
                    void (*body)(void*), void* argument) {
   if (!possible(grid, size, shared_bytes)) return cudaErrorInvalidConfiguration;
   forget_writers();
+  if (shared_bytes > most_shared_bytes) most_shared_bytes = shared_bytes;
   try {
     run(grid, size, shared_bytes, kernel, body, argument);
     return cudaSuccess;
@@ -39,6 +41,13 @@ extern "C" {
 
 // What the last launch that failed did wrong.
 const char* emulator_fault() { return emulator::the_fault.c_str(); }
+
+// The most shared memory that a launch asked for since the last call.
+uint32_t emulator_shared_bytes() {
+  const uint32_t most = emulator::most_shared_bytes;
+  emulator::most_shared_bytes = 0;
+  return most;
+}
 
 // The counters since the last call, as JSON.
 const char* emulator_counters() {
