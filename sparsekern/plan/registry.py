@@ -54,7 +54,8 @@ class KernelRecord:
         multiple: whether it takes every multiple of ``rows`` too; with 1 it takes whatever there is.
         min_tokens: fewest tokens (rows of the activation) for which it is chosen.
         max_tokens: most tokens for which it is chosen; None if there is no limit.
-        only: what it takes, for people, where granularity and rows do not say it all, such as ``2:4``.
+        only: what it takes, for people, where granularity and rows do not say it all, such as ``2:4``; None if
+            they do.
         cores: those on which it is chosen before it was measured or its time predicted: ``any``, or ``amd``.
         tile: its inner loop; None where no cost is told from it.
     """
@@ -70,7 +71,7 @@ class KernelRecord:
     multiple: bool = True
     min_tokens: int = 0
     max_tokens: int | None = None
-    only: str = ""
+    only: str | None = None
     cores: str = "any"
     tile: Tile | None = None
 
@@ -80,7 +81,7 @@ class KernelRecord:
 
     def covers(self, other: KernelRecord) -> bool:
         """Whether it takes the format of ``other``, in blocks of all the heights that that one takes."""
-        if self.granularity != other.granularity or self.only not in ("", other.only):
+        if self.granularity != other.granularity or self.only not in (None, other.only):
             return False
         if self.multiple:
             return other.rows % self.rows == 0

@@ -110,8 +110,7 @@ def test_main_loops(compiled: dict[str, list[Function]], arch: str) -> None:
         assert function.mix.get("LDSM", 0) > 0 and function.mix.get("LDGSTS", 0) > 0, (function.name, function.mix)
         copies = [one.text for one in function.loop if nvidia.sass_kind(one.text) == "LDGSTS"]
         assert all(".128" in text and "BYPASS" in text for text in copies), copies
-        # Nothing but indices is loaded to registers from global memory, and nothing is stored.
-        assert function.mix.get("STG", 0) == 0
+        # Nothing but indices is loaded to registers from global memory.
         loads = [one.text for one in function.loop if nvidia.sass_kind(one.text) == "LDG"]
         assert all(re.search(r"LDG\.E(\.U16)?\.CONSTANT", text) for text in loads), loads
 
@@ -143,7 +142,8 @@ def release() -> str:
 
 
 def told(functions: list[Function]) -> dict[str, float]:
-    used = [function for function in functions if function.family not in WITHOUT_TENSOR_CORES]
+    # Those of few tokens wait for memory, and what the compiler makes of their ends stands among their loops.
+    used = [function for function in functions if function.family in ("block_linear", "nm_linear", "grad_values")]
     return {function.name: round(function.for_one_product, 2) for function in sorted(used, key=lambda one: one.name)}
 
 

@@ -31,7 +31,18 @@ __device__ inline T load(Global<const T> from) {
 
 template <class T>
 __device__ inline void store(Global<T> to, T value) {
-  *to.at = value;
+  if constexpr (sizeof(T) == 16) {
+    // The compiler may cut one in pieces whose words come from different instructions.
+    union {
+      T value;
+      uint32_t words[4];
+    } bits{value};
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to.at)),
+                 "r"(bits.words[0]), "r"(bits.words[1]), "r"(bits.words[2]), "r"(bits.words[3])
+                 : "memory");
+  } else {
+    *to.at = value;
+  }
 }
 
 // T of 4 bytes, or of 16.
