@@ -107,8 +107,18 @@ class Program:
                 return self._load(operands, int(kind[1:]) // 8, active)
             case ["st", "global", kind]:
                 return self._store(operands, int(kind[1:]) // 8, active)
+            case ["mov", "b32"] if operands[0].startswith("{"):
+                low, high = operands[0].strip("{} ").split(", ")
+                for half, shift in ((low, 0), (high, 16)):
+                    self._execute(["bfe", "u32"], [half, operands[1], str(shift), "16"], active)
+                return None
             case ["mov", kind]:
                 words = self._value(operands[1])
+            case ["cvt", "rn", "bf16x2" | "f16x2" as target, "f32"]:
+                # The first operand becomes the upper half.
+                self._execute(["cvt", "rn", target[:-2], "f32"], ["%high", operands[1]], active)
+                self._execute(["cvt", "rn", target[:-2], "f32"], ["%low", operands[2]], active)
+                kind, words = "b32", self._value("%high") << np.uint64(16) | self._value("%low")
             case ["cvt", "rn", target, "f32"]:
                 floats = torch.from_numpy(self._value(operands[1]).astype(np.uint32).view(np.float32))
                 kind, words = "b16", floats.to(_DTYPES[target]).view(torch.int16).numpy().astype(np.uint64)

@@ -1,12 +1,12 @@
 """2:4 on sparse tensor cores, by inline assembly in Gluon. **Experimental**: no product chooses it.
 
-Neither Triton nor Gluon has a sparse product, but an elementwise assembly instruction on tensors that are register images
-is one: where the layout gives thread ``t`` of a warp the elements ``[t, 0..3]``, they are the registers of its operand,
-and the warp runs ``mma.sp.m16n8k32`` (PTX ISA 9.7.14.6; operands as in csrc/cuda/ptx/mma_sp.h). The layouts are pinned,
-or operands would be moved through shared memory.
+Neither Triton nor Gluon has a sparse product, but an elementwise assembly instruction on tensors that are images of
+registers is one: where the layout gives thread ``t`` of a warp the elements ``[t, 0..3]``, they are the registers of an
+operand, and the warp runs ``mma.sp.m16n8k32`` (PTX ISA 9.7.14.6; operands as in csrc/cuda/ptx/mma_sp.h). The layouts
+are pinned, or operands would be moved through shared memory.
 
-The packed image of ``NM(2, 4)`` holds the operands in this order (layouts/fragments.py), so a lane loads its 8 weights at
-once. Activations come from global memory as each lane needs them, pair by pair; a fast kernel would fetch them ahead
+The packed image of ``NM(2, 4)`` holds the operands in this order (layouts/fragments.py), so a lane loads its 8 weights
+at once. Activations come from global memory as each lane needs them, pair by pair; a fast kernel would fetch them ahead
 through shared memory. On sm_90 the instruction runs at the rate of ``mma.sync``, not of ``wgmma``.
 """
 
