@@ -70,11 +70,12 @@ def test_groups_that_keep_fewer() -> None:
 
 
 def test_nothing_beyond_the_tensors_is_used() -> None:
-    packed = packed_weight(2, 4, 40, 70)
-    x = torch.full((8, 96), float("nan"))[2:7, 3:73]
+    # Three tiles of groups, of which a step takes two.
+    packed = packed_weight(2, 4, 40, 70, torch.float16)
+    x = torch.full((8, 96), float("nan"), dtype=torch.float16)[2:7, 3:73]
     x.copy_(torch.randn(5, 70))
     values, positions = packed.tensors
-    beyond = torch.full((values.numel() + 65536,), float("nan"))
+    beyond = torch.full((values.numel() + 65536,), float("nan"), dtype=torch.float16)
     values = beyond[: values.numel()].view(values.shape).copy_(values)
     check(torch.ops.sparsekern.triton_nm_linear(x, values, positions, None, 2, 4, 40, 70, "none"), x, packed)
 

@@ -34,10 +34,9 @@ def _step_inputs(columns, first, end, COLS: tl.constexpr, STEP: tl.constexpr):
     stored = first + tl.arange(0, STEP)
     if STEP <= COLS:
         column = _load_columns(columns, first // COLS, first < end)
-        RUN: tl.constexpr = STEP
     else:
         column = _load_columns(columns, stored // COLS, stored < end)
-        RUN: tl.constexpr = COLS
+    RUN: tl.constexpr = STEP if STEP <= COLS else COLS
     # The hint is what the compiler cannot see, and without which it would load the activations number by number.
     # A remainder of the vector: that of the number ``first`` alone costs Triton 3.6 its stages.
     return tl.max_contiguous(tl.multiple_of(column * COLS + stored % COLS, RUN), RUN)
