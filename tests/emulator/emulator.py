@@ -296,9 +296,9 @@ def padded_rows(x: Tensor) -> Tensor:
 
 
 def aligned(array: Tensor) -> Tensor:
-    """A copy at a multiple of 128 bytes, as memory of a GPU has it."""
+    """A copy at a multiple of 128 bytes, as memory of a GPU has it, with as much before any other behind it."""
     numbers = 128 // array.element_size()
-    memory = array.new_empty(array.numel() + numbers)
+    memory = array.new_empty(array.numel() + 2 * numbers)
     first = -memory.data_ptr() % 128 // array.element_size()
     copy = memory[first : first + array.numel()].view(array.shape)
     return copy.copy_(array)
