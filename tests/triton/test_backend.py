@@ -13,6 +13,7 @@ import torch
 import sparsekern as sk
 from sparsekern.backends import triton as package
 from sparsekern.backends.triton import backend as module, tiles
+from sparsekern.listings import UnreadableError
 from sparsekern.plan import Request, backends, select
 from sparsekern.plan.registry import backend_named
 
@@ -38,9 +39,9 @@ def test_importing_needs_no_triton_and_loads_no_kernel() -> None:
     assert set(ran.stdout.split()) == {f"{package.__name__}.{name}" for name in ("backend", "tiles")}
 
 
-def test_it_comes_before_the_cpu_and_refuses_its_weights() -> None:
+def test_it_comes_behind_cuda_and_refuses_weights_of_a_cpu() -> None:
     names = [backend.name for backend in backends()]
-    assert names.index("triton") < names.index("cpu")
+    assert names.index("cuda") < names.index("triton") < names.index("reference")
     for device in ("cpu", "meta"):
         refusal = backend_named("triton").refusal(Request(sk.Block(64, 64), SHAPE, BF16, device))
         assert refusal == f"weight is on {device}"
@@ -201,3 +202,30 @@ def needs_compiler() -> types.ModuleType:
     if ops.INTERPRET:
         pytest.skip("TRITON_INTERPRET=1 takes the place of the compiler")
     return ops
+
+
+@pytest.mark.parametrize(
+    ("granularity", "dtype", "target", "wanted"),
+    [
+        (sk.Block(64, 64), FP32, "sm_80", "FFMA"),
+        (sk.Block(64, 64), BF16, "sm_80", "HMMA"),
+        (sk.NM(1, 4), BF16, "sm_90a", "HGMMA"),
+    ],
+)
+def test_its_code_is_shown_from_its_ir_to_machine_code(
+    granularity: sk.Granularity, dtype: torch.dtype, target: str, wanted: str
+) -> None:
+    pytest.importorskip("triton")
+    code = backend_named("triton").code("", Request(granularity, SHAPE, dtype, "cuda"), 128, target)
+    assert code is not None and code.kernel == f"triton_{granularity.kind}"
+    assert [listing.title for listing in code.listings[:4]] == ["ttir", "ttgir", "llir", "ptx"]
+    machine_code = [listing for listing in code.listings if listing.title == "machine code"]
+    assert not machine_code or machine_code[0].mix[wanted] > 0
+
+
+def test_code_of_what_it_does_not_serve() -> None:
+    backend = backend_named("triton")
+    assert backend.code("", Request(sk.Block(16, 1), SHAPE, BF16, "cuda"), 128, "sm_80") is None
+    assert backend.code("", Request(sk.Block(64, 64), SHAPE, BF16, "cpu"), 128, None) is None
+    with pytest.raises(UnreadableError, match="expected sm_80 or newer, got sm_75"):
+        backend.code("", Request(sk.Block(64, 64), SHAPE, BF16, "cuda"), 128, "sm_75")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...layouts import NM, Block, Granularity
+from ...listings import Code, UnreadableError, triton_stages
 from ...plan.registry import Backend, KernelRecord, Request
 from .tiles import BLOCK_ROWS, MIN_BLOCK_COLS, MIN_CAPABILITY, MOST_M, MOST_M_FLOAT32
 
@@ -64,6 +65,19 @@ class TritonBackend(Backend):
             op = torch.ops.sparsekern.triton_nm_linear.default
             return op(x, *tensors, bias, granularity.n, granularity.m, *shape, activation)
         return torch.ops.sparsekern.triton_block_linear.default(x, *tensors, bias, *shape, activation)
+
+    def code(self, kernel: str, request: Request, tokens: int, target: str | None) -> Code | None:
+        served = request.dtype in DTYPES and _layout_refusal(request.granularity, request.dtype) is None
+        if target is None or not served or find_spec("triton") is None:
+            return None
+        capability = int(target.removeprefix("sm_").rstrip("af"))
+        if capability < MIN_CAPABILITY:
+            raise UnreadableError(f"Triton kernels: expected sm_{MIN_CAPABILITY} or newer, got {target}")
+        from .offline import compiled
+
+        return triton_stages.kernel_code(
+            kernel or self.kernel_name(request, tokens), compiled(request, tokens, capability)
+        )
 
 
 def _layout_refusal(granularity: Granularity, dtype: torch.dtype) -> str | None:

@@ -21,11 +21,10 @@ from torch.library import triton_op, wrap_triton
 from torch.utils.flop_counter import register_flop_formula
 
 from ...layouts import NM
-from ...layouts.fragments import TILE_GROUPS, TILE_ROWS, position_bits
 from ...ops import LIBRARY, block_spec, check_devices, check_linear, count_flops, differentiable
 from .kernels.block import block_linear_kernel
 from .kernels.nm import nm_linear_kernel
-from .tiles import MIN_CAPABILITY, block_tile, nm_tile
+from .tiles import MIN_CAPABILITY, block_constants, block_tile, nm_constants, nm_tile
 
 INTERPRET = not isinstance(block_linear_kernel, triton.JITFunction)
 """Whether the kernels were made for Triton's interpreter (``TRITON_INTERPRET=1``), which takes CPU tensors."""
@@ -61,10 +60,7 @@ def triton_block_linear(
                 y.shape[0],
                 out_features,
                 x_rows.stride(0),
-                ROWS=tile.rows,
-                COLS=cols,
-                TOKENS=tile.tokens,
-                STEP=tile.step,
+                **block_constants(tile, cols),
                 HAS_BIAS=bias is not None,
                 ACTIVATION=activation,
                 INTERPRET=INTERPRET,
@@ -104,12 +100,7 @@ def triton_nm_linear(
                 out_features,
                 values.shape[1],
                 x_rows.stride(0),
-                N=n,
-                M=m,
-                BITS=position_bits(m),
-                TOKENS=tile.tokens,
-                ROW_TILES=tile.rows // TILE_ROWS,
-                GROUP_TILES=tile.step // (TILE_GROUPS * m),
+                **nm_constants(tile, n, m),
                 HAS_BIAS=bias is not None,
                 ACTIVATION=activation,
                 INTERPRET=INTERPRET,

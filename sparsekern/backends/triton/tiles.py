@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ...layouts.fragments import TILE_GROUPS, TILE_ROWS, position_bits
+
 KIB = 1024
 MIN_CAPABILITY = 80
 """sm_80: the first whose copies into shared memory are asynchronous, which is what stages are made of."""
@@ -94,6 +96,19 @@ def nm_tile(capability: int, m: int, tokens: int, itemsize: int) -> Tile:
         return Tile(32, _token_tile(tokens, TOKENS_FLOAT32[:2], step * itemsize), step, 8, stages)
     held = _token_tile(tokens, TOKENS, step * itemsize)
     return Tile(64, held, step, 8 if held == 128 else 4, stages)
+
+
+def block_constants(tile: Tile, cols: int) -> dict[str, int]:
+    """The compile-time arguments of ``block_linear_kernel`` that say what it holds."""
+    return {"ROWS": tile.rows, "COLS": cols, "TOKENS": tile.tokens, "STEP": tile.step}
+
+
+def nm_constants(tile: Tile, n: int, m: int) -> dict[str, int]:
+    """The same of ``nm_linear_kernel``."""
+    return {
+        "N": n, "M": m, "BITS": position_bits(m), "TOKENS": tile.tokens,
+        "ROW_TILES": tile.rows // TILE_ROWS, "GROUP_TILES": tile.step // (TILE_GROUPS * m),
+    }  # fmt: skip
 
 
 def _step(itemsize: int) -> int:
