@@ -128,13 +128,13 @@ def include_flags(torch: ModuleType) -> list[str]:
 
 # ---- the CUDA library -----------------------------------------------------------------------------
 
-# Machine code for these, and PTX of the last one for whatever comes after; that of sm_80 serves 86 and 89 too.
+# Machine code for these, of which that of sm_80 serves 86 and 89 too, and PTX of the first for all others.
 CUDA_ARCHS = ("80", "90", "100", "120")
 OLDEST_CUDA = (12, 5)  # mma.sp::ordered_metadata
 
 
-def find_nvcc() -> Path:
-    """The CUDA compiler, new enough for the kernels."""
+def find_nvcc() -> tuple[Path, str]:
+    """The CUDA compiler, new enough for the kernels, and the release of CUDA that it is of."""
     if os.environ.get("SPARSEKERN_CUDA", "1") in ("", "0"):
         raise NoNativeBuildError("SPARSEKERN_CUDA=0 leaves the CUDA kernels out", "unset it and install again")
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
@@ -146,48 +146,51 @@ def find_nvcc() -> Path:
     release = re.search(r"release (\d+)\.(\d+)", told)
     if release is None or (int(release[1]), int(release[2])) < OLDEST_CUDA:
         raise NoNativeBuildError(f"{found} is of CUDA {release[0] if release else 'unknown'}, older than 12.5", install)
-    return Path(found).resolve()
+    return Path(found).resolve(), f"{release[1]}.{release[2]}"
 
 
-def cuda_targets(nvcc: Path) -> list[str]:
-    """Flags for the architectures that this nvcc knows."""
+def cuda_archs(nvcc: Path) -> list[str]:
+    """The architectures of ``CUDA_ARCHS`` that this nvcc knows."""
     known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
     archs = [arch for arch in CUDA_ARCHS if f"sm_{arch}" in known]
-    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    return [*flags, f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
+    if not archs:
+        raise NoNativeBuildError(f"{nvcc} compiles for none of sm_{', sm_'.join(CUDA_ARCHS)}", "install another one")
+    return archs
 
 
-def build_cuda(torch: ModuleType, target: Path) -> str:
-    """Compile what changed and link the library ``target``; return the name and version of the compiler.
+def build_cuda(torch: ModuleType, target: Path) -> dict[str, Any]:
+    """Compile what changed and link the library ``target``; return the record of it for doctor.
 
     Not an Extension: torch builds those with CUDA only if it has been built with CUDA itself.
     """
-    nvcc = find_nvcc()
-    objects = ROOT / "build" / "cuda"
+    nvcc, release = find_nvcc()
+    archs = cuda_archs(nvcc)
+    objects = ROOT / "build" / f"cuda-{release}"
     objects.mkdir(parents=True, exist_ok=True)
     bindings = [ROOT / "csrc/bindings/ops_cuda.cpp", ROOT / "csrc/bindings/cuda_arguments.cpp"]
     sources = [*sorted((ROOT / "csrc/cuda").rglob("*.cu")), ROOT / "csrc/cuda/kernel.cpp", *bindings]
     headers = [p for kind in ("*.h", "*.inc") for p in (ROOT / "csrc").rglob(kind)]
     newest = max(path.stat().st_mtime for path in [*headers, ROOT / "setup.py"])
     host = ["-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall"]
-    targets, includes = cuda_targets(nvcc), [flag.replace("-isystem", "-isystem=") for flag in include_flags(torch)]
+    code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    code.append(f"-gencode=arch=compute_{archs[0]},code=compute_{archs[0]}")
+    includes = [flag.replace("-isystem", "-isystem=") for flag in include_flags(torch)]
 
     def compile_one(source: Path) -> Path:
         made = objects / f"{source.name}.o"
         if made.exists() and made.stat().st_mtime > max(newest, source.stat().st_mtime):
             return made
-        flags = targets if source.suffix == ".cu" else [*includes, FLAGS[-1]]
-        command = [nvcc, "-std=c++17", "-O3", *host, *flags, f"-I{ROOT / 'csrc'}", "-c", source, "-o", made]
-        run_compiler(command)
-        return made
+        flags = code if source.suffix == ".cu" else [*includes, FLAGS[-1]]
+        unfinished = made.with_suffix(".unfinished")
+        run_compiler([nvcc, "-std=c++17", "-O3", *host, *flags, f"-I{ROOT / 'csrc'}", "-c", source, "-o", unfinished])
+        return unfinished.replace(made)
 
-    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max(1, int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1))) as pool:
         made = list(pool.map(compile_one, sources))
     target.parent.mkdir(parents=True, exist_ok=True)
     libraries = f"-L{Path(torch.__file__).parent / 'lib'}"
     run_compiler([nvcc, "-shared", "-cudart", "static", *made, libraries, "-ltorch_cpu", "-o", target])
-    told = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-    return f"nvcc, CUDA {re.search(r'release ([0-9.]+)', told)[1]}"  # type: ignore[index]
+    return {"built": True, "compiler": f"nvcc, CUDA {release}", "archs": [f"sm_{arch}" for arch in archs]}
 
 
 def run_compiler(command: list[Any]) -> None:
@@ -201,15 +204,21 @@ def run_compiler(command: list[Any]) -> None:
 
 
 def try_build_cuda(torch: ModuleType, folder: Path) -> dict[str, Any]:
-    """Build the CUDA library beside the modules below ``folder``; return the record of it for doctor."""
+    """Build the CUDA library beside the modules below ``folder``, or say why not; return the record of it for doctor.
+
+    Whatever goes wrong with it, the CPU's library is there.
+    """
     target = folder / "sparsekern" / "_C_cuda.so"
     try:
-        return {"built": True, "compiler": build_cuda(torch, target), "archs": [f"sm_{arch}" for arch in CUDA_ARCHS]}
-    except NoNativeBuildError as why:
-        if os.environ.get("SPARSEKERN_REQUIRE_CUDA", "0") not in ("", "0"):
-            raise SystemExit(f"sparsekern: SPARSEKERN_REQUIRE_CUDA is set, but {why}") from None
-        target.unlink(missing_ok=True)
-        return {"built": False, "reason": why.reason, "fix": why.fix}
+        return build_cuda(torch, target)
+    except NoNativeBuildError as error:
+        why = error
+    except (OSError, ValueError) as error:
+        why = NoNativeBuildError(f"{type(error).__name__}: {error}", "python setup.py build_ext --inplace tries again")
+    if os.environ.get("SPARSEKERN_REQUIRE_CUDA", "0") not in ("", "0"):
+        raise SystemExit(f"sparsekern: SPARSEKERN_REQUIRE_CUDA is set, but {why}")
+    target.unlink(missing_ok=True)
+    return {"built": False, "reason": why.reason, "fix": why.fix}
 
 
 # ---- the CPU library --------------------------------------------------------------------------------

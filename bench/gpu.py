@@ -1,11 +1,13 @@
 """The one script for a day with a GPU: build, test, and time the GPU kernels: python bench/gpu.py --out gpu.jsonl
 
 Needs a PyTorch with CUDA; nvcc, or an installed sparsekern with the CUDA library; pytest for the tests. First it builds
-the library and runs tests/cuda, then it times each case with CUDA graphs, L2 flushed before each call: our kernels
-against cuBLAS (``F.linear``), PyTorch's block-sparse Triton kernel (``torch.sparse``) and its 2:4
-(``to_sparse_semi_structured``, by cuSPARSELt or CUTLASS). A rival that is not there or fails is recorded with its
-reason. Weights and activations are random, for zeros draw less power and flatter. Each result is checked against
-float32 before it is timed. --quick takes less than 8 minutes, tests included.
+the library and runs tests/cuda; what fails there is told again at the end. Then it times each case, the goals of
+docs/gpu.md first: ``sk.linear``, and our CUDA and Triton kernels by name, whatever the model of plan/gpu.py thinks of
+them, against cuBLAS (``F.linear``), PyTorch's block-sparse Triton kernel (``torch.sparse``, not tuned for the card) and
+its 2:4 (``to_sparse_semi_structured``, by cuSPARSELt or CUTLASS). Each call is behind a flush of L2: a round is so many
+flushes and calls less so many flushes, ours and cuBLAS as CUDA graphs. A way that is not there or fails is recorded
+with its reason. Weights and activations are random, for zeros draw less power and flatter. Each result is checked
+against float32 before it is timed. --quick takes less than 8 minutes, tests included.
 """
 
 from __future__ import annotations
@@ -14,13 +16,15 @@ import argparse
 import itertools
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +34,20 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a bare GPU machine has this checkout and nothing installed
 
 import sparsekern as sk  # noqa: E402
+from sparsekern.plan import Backend, Request  # noqa: E402
+from sparsekern.plan.gpu import pays  # noqa: E402
+from sparsekern.plan.registry import backend_named  # noqa: E402
 
 FLUSHED_BYTES = 256 * 2**20
 """More than the L2 of any GPU there is."""
+
+CALLS = 5
+"""In a round."""
+
+BUSY_CYCLES = 2_000_000
+"""A millisecond or two of the GPU, in which the CPU launches a round."""
+
+Call = Callable[[], Tensor]
 
 SHAPES = [(4096, 4096), (8192, 8192), (4096, 14336)]  # in, out
 QUICK_SHAPES = SHAPES[:2]
@@ -40,6 +55,13 @@ TOKENS = [1, 16, 128, 1024, 8192]
 QUICK_TOKENS = [1, 16, 8192]
 BLOCKS = [sk.Block(128, 128), sk.Block(64, 64), sk.Block(32, 32), sk.Block(16, 16)]
 DENSITIES = [0.5, 0.25, 0.1]
+
+
+class Way(NamedTuple):
+    """A way to multiply: what makes its call, and whether that is timed as a CUDA graph."""
+
+    make: Callable[[], Call]
+    as_graph: bool
 
 
 @dataclass(frozen=True)
@@ -59,53 +81,102 @@ class Case:
 
 
 def cases(quick: bool) -> Iterator[Case]:
-    """All that is timed, the goals of docs/kernels.md first."""
+    """All that is timed, largest first: there the goals are."""
     shapes, tokens = (QUICK_SHAPES, QUICK_TOKENS) if quick else (SHAPES, TOKENS)
-    for (inputs, outputs), count in itertools.product(shapes, tokens):
+    for count, (inputs, outputs) in itertools.product(reversed(tokens), reversed(shapes)):
         yield Case(inputs, outputs, count, sk.NM(2, 4), 0.5, torch.bfloat16)
         for block, density in itertools.product(BLOCKS, DENSITIES):
             yield Case(inputs, outputs, count, block, density, torch.bfloat16)
 
 
-def seconds(call: Callable[[], object], rounds: int, flush: Tensor) -> dict[str, Any]:
-    """Median, quartiles and number of the times of one call, replayed as a CUDA graph behind a flush of L2."""
-    for _ in range(3):
-        call()
+def seconds(call: Callable[[], object], rounds: int, flush: Tensor, as_graph: bool) -> dict[str, Any]:
+    """Median, quartiles and number of the times of one call behind a flush of L2.
+
+    Args:
+        call: what is timed.
+        rounds: of ``CALLS`` calls.
+        flush: memory larger than L2.
+        as_graph: replayed as a CUDA graph; else launched one after another while the GPU is still busy.
+    """
+
+    def flushed() -> None:
+        for _ in range(CALLS):
+            flush.zero_()
+            call()
+
+    def flushes() -> None:
+        for _ in range(CALLS):
+            flush.zero_()
+
+    flushed()
     torch.cuda.synchronize()
+    if as_graph:
+        with_calls, without = _graph(flushed).replay, _graph(flushes).replay
+    else:
+        with_calls, without = flushed, flushes
+    times = sorted((_elapsed(with_calls) - _elapsed(without)) / CALLS for _ in range(rounds))
+    q1, median, q3 = statistics.quantiles(times, n=4)
+    return {"median": median, "q1": q1, "q3": q3, "n": rounds, "graph": as_graph}
+
+
+def _graph(body: Callable[[], None]) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        call()
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(rounds)]
-    for begin, end in events:
-        flush.zero_()
-        begin.record()
-        graph.replay()
-        end.record()
-    torch.cuda.synchronize()
-    times = sorted(begin.elapsed_time(end) * 1e-3 for begin, end in events)
-    q1, median, q3 = statistics.quantiles(times, n=4)
-    return {"median": median, "q1": q1, "q3": q3, "n": rounds}
+        body()
+    return graph
 
 
-def rivals(case: Case, x: Tensor, weight: Tensor) -> dict[str, Callable[[], Callable[[], Tensor]]]:
+def _elapsed(body: Callable[[], None]) -> float:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    # Meanwhile the CPU launches what follows.
+    torch.cuda._sleep(BUSY_CYCLES)
+    begin.record()
+    body()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) * 1e-3
+
+
+def ways(case: Case, packed: sk.PackedWeight, x: Tensor, weight: Tensor) -> dict[str, Way]:
     """What makes each way to multiply by the pruned weight, by name; making may fail."""
-    ways: dict[str, Callable[[], Callable[[], Tensor]]] = {"cublas": lambda: lambda: F.linear(x, weight)}
-    if isinstance(case.granularity, sk.NM):
+    block = case.granularity if isinstance(case.granularity, sk.Block) else None
+    columns = (None, *packed.shape, "none")
 
-        def semi_structured() -> Callable[[], Tensor]:
-            packed = torch.sparse.to_sparse_semi_structured(weight)
-            return lambda: F.linear(x, packed)
+    def kernel() -> Call:
+        kernel = cuda().kernel_name(request(case), case.tokens)
+        if block is None:
+            return lambda: torch.ops.sparsekern.nm_linear(x, *packed.tensors, None, 2, 4, *packed.shape, "none", kernel)
+        return lambda: torch.ops.sparsekern.block_linear(x, *packed.tensors, *columns, kernel)
 
-        ways["torch 2:4"] = semi_structured
-    else:
-        block = (case.granularity.rows, case.granularity.cols)
+    def triton() -> Call:
+        refused = backend_named("triton").refusal(request(case))
+        if refused:
+            raise RuntimeError(refused)
+        return lambda: backend_named("triton").linear(x, case.granularity, packed.shape, packed.tensors, None, "none")
 
-        def block_sparse() -> Callable[[], Tensor]:
-            packed = weight.to_sparse_bsr(block)
-            return lambda: F.linear(x, packed)
+    def torch_sparse() -> Call:
+        if block is None:
+            packed_by_torch = torch.sparse.to_sparse_semi_structured(weight)
+        else:
+            packed_by_torch = weight.to_sparse_bsr((block.rows, block.cols))
+        return lambda: F.linear(x, packed_by_torch)
 
-        ways["torch bsr"] = block_sparse
-    return ways
+    return {
+        "cublas": Way(lambda: lambda: F.linear(x, weight), as_graph=True),
+        "sparsekern": Way(lambda: lambda: sk.linear(x, packed), as_graph=True),
+        "kernel": Way(kernel, as_graph=True),
+        "triton": Way(triton, as_graph=False),
+        # A capture that fails cannot be recovered from, and these may fail.
+        "torch 2:4" if block is None else "torch bsr": Way(torch_sparse, as_graph=False),
+    }
+
+
+def cuda() -> Backend:
+    return backend_named("cuda")
+
+
+def request(case: Case) -> Request:
+    return Request(case.granularity, (case.outputs, case.inputs), case.dtype, "cuda")
 
 
 def measure(case: Case, rounds: int, flush: Tensor) -> dict[str, Any]:
@@ -118,41 +189,45 @@ def measure(case: Case, rounds: int, flush: Tensor) -> dict[str, Any]:
     weight = (weight * mask).to(case.dtype)
     x = torch.randn(case.tokens, case.inputs, device="cuda").to(case.dtype)
     packed = sk.pack(weight, case.granularity, mask)
-    ways = {"sparsekern": lambda: lambda: sk.linear(x, packed), **rivals(case, x, weight)}
     wanted = x.float() @ weight.float().T
     times: dict[str, Any] = {}
-    for name, make in ways.items():
+    for name, way in ways(case, packed, x, weight).items():
         try:
-            call = make()
+            call = way.make()
             error = float((call().float() - wanted).abs().max() / wanted.abs().max())
-            times[name] = {"error": error, **seconds(call, rounds, flush)} if error < 0.02 else {"wrong": error}
+            timed = seconds(call, rounds, flush, way.as_graph) if error < 0.02 else {"wrong": error}
+            times[name] = {"error": error, **timed}
         except Exception as failed:  # a failure of any kind is a result
             torch.cuda.synchronize()
             times[name] = {"failed": f"{type(failed).__name__}: {str(failed).splitlines()[0][:160]}"}
-    ours, dense = times["sparsekern"].get("median"), times["cublas"].get("median")
-    kernel = sk.plan.kernel_name(
-        sk.plan.Request(case.granularity, packed.shape, case.dtype, "cuda"), packed.values.numel(), case.tokens
-    )
-    kept = packed.values.numel()
+    ours, dense = times["kernel"].get("median"), times["cublas"].get("median")
+    kept, capability = packed.values.numel(), torch.cuda.get_device_capability()
     return {
         "suite": "gpu",
-        "case": case.record() | {"kernel": kernel},
+        "case": case.record() | {"kernel": cuda().kernel_name(request(case), case.tokens)},
         "times": times,
         "speedup": dense / ours if ours and dense else None,
         "kept_tflops": 2e-12 * kept * case.tokens / ours if ours else None,
         "weight_gbs": 1e-9 * packed.nbytes / ours if ours else None,
+        "model_says_it_pays": pays(
+            case.granularity, packed.shape, kept, case.tokens, 10 * capability[0] + capability[1]
+        ),
         "env": environment(),
     }
 
 
+@cache
 def environment() -> dict[str, Any]:
     """The card and the versions."""
     from sparsekern.cli.doctor import native_facts
 
     major, minor = torch.cuda.get_device_capability()
+    asked = ["nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.max.sm", "--format=csv,noheader"]
+    told = subprocess.run(asked, capture_output=True, text=True) if shutil.which(asked[0]) else None
     return {
         "gpu": torch.cuda.get_device_name(), "arch": f"sm_{major}{minor}", "torch": torch.__version__,
         "cuda": torch.version.cuda, "git": native_facts().get("git") or "unknown",
+        "driver, power limit, clock": told.stdout.strip() if told else None,
     }  # fmt: skip
 
 
@@ -174,7 +249,7 @@ def table(records: list[dict[str, Any]]) -> str:
     rows.append("|" + " --- |" * 8)
     for record in records:
         case, times = record["case"], record["times"]
-        ours = times["sparsekern"].get("median")
+        ours = times["kernel"].get("median")
         sparse = next((way.get("median") for name, way in times.items() if name.startswith("torch")), None)
         cells = (
             f"{case['in']}->{case['out']}", case["tokens"], case["granularity"], case["density"], case["kernel"],
@@ -185,32 +260,33 @@ def table(records: list[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
-def build_and_test() -> None:
-    """Build the libraries in this checkout and run the GPU tests; ends the script where one of them fails."""
+def build_and_test() -> list[str]:
+    """Build the libraries in this checkout and run the GPU tests; what failed, which ends nothing."""
     here = {**os.environ, "PYTHONPATH": str(ROOT), "SPARSEKERN_REQUIRE_CUDA": "1"}
-    python = [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "-q", "-x"]
-    for command in (
+    pytest = [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "-q"]
+    commands = (
         [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"],
-        [*python, "tests/cuda/test_on_gpu.py"],
-    ):
-        done = subprocess.run(command, cwd=ROOT, env=here)
-        if done.returncode != 0:
-            raise SystemExit(f"bench/gpu.py: {' '.join(command)} failed, so nothing was timed")
+        [*pytest, "tests/cuda/test_on_gpu.py"],
+    )
+    return [" ".join(command) for command in commands if subprocess.run(command, cwd=ROOT, env=here).returncode != 0]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="append JSON lines to this file")
     parser.add_argument("--quick", action="store_true", help="two shapes, three numbers of tokens")
-    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=10, help=f"of {CALLS} calls each")
     parser.add_argument("--no-build", action="store_true", help="time what is installed, without building or testing")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("PyTorch finds no CUDA device; tests/emulator runs the kernels without one")
     if not options.no_build:
-        build_and_test()
+        failed = build_and_test()
         # Anew, with the libraries that there are now.
-        os.execv(sys.executable, [sys.executable, __file__, *sys.argv[1:], "--no-build"])
+        again = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--no-build"])
+        for command in failed:
+            print(f"bench/gpu.py: this failed: {command}", file=sys.stderr)
+        raise SystemExit(1 if failed else again.returncode)
     flush = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device="cuda")
     records = []
     options.out.parent.mkdir(parents=True, exist_ok=True)

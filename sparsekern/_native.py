@@ -48,6 +48,16 @@ def load_cuda() -> str | None:
     return None
 
 
+def cuda_refusal() -> str | None:
+    """What launches on the current CUDA device will fail with; None if nothing. The library is loaded."""
+    import ctypes
+
+    ask = ctypes.CDLL(str(CUDA_LIBRARY)).sparsekern_cuda_refusal
+    ask.restype = ctypes.c_char_p
+    told: bytes | None = ask()
+    return None if told is None else told.decode()
+
+
 def apply_isa_limit() -> None:
     """Lower the instruction set to what ``SPARSEKERN_ISA`` names.
 

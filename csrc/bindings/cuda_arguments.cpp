@@ -100,6 +100,10 @@ Blocks view_blocks(const Tensor& values, const Tensor& columns, const Tensor& of
       rows, " x ", cols);
   const int64_t block_rows = ceil_div(out_features, rows);
   STD_TORCH_CHECK(
+      block_rows * rows <= INT32_MAX - 256 && ceil_div(in_features, cols) * cols <= INT32_MAX - 256,
+      op, ": expected a weight of fewer than 2^31 - 256 rows and columns with the ",
+      "padding of its blocks of ", rows, " x ", cols);
+  STD_TORCH_CHECK(
       columns.scalar_type() == ScalarType::Byte && columns.dim() == 2 &&
           columns.size(0) == values.size(0) && columns.size(1) == 2 && aligned(columns, 2),
       op, ": expected uint8 columns [", values.size(0), ", 2] at an even address", found(columns));
@@ -154,8 +158,11 @@ PaddedRows padded_rows(const Tensor& x, const Tensor& values, int64_t columns, c
     return {x, stride, padded, count};
   }
   const std::vector<int64_t> rows{count, columns}, padding{0, padded - columns};
-  const Tensor flat = torch::stable::reshape(x, rows);
-  return {torch::stable::contiguous(torch::stable::pad(flat, padding)), padded, padded, count};
+  Tensor flat = torch::stable::reshape(x, rows);
+  if (padded > columns) flat = torch::stable::pad(flat, padding);
+  // A contiguous tensor may still begin at an odd place.
+  flat = aligned(flat, kRowBytes) ? torch::stable::contiguous(flat) : torch::stable::clone(flat);
+  return {torch::stable::contiguous(flat), padded, padded, count};
 }
 
 }  // namespace sparsekern::cuda

@@ -2,12 +2,10 @@
 // through torch's stable ABI. The library is built without a torch that knows CUDA and is loaded
 // beside one that does.
 #include <cuda_runtime.h>
-#include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
@@ -26,7 +24,6 @@
 namespace sparsekern::cuda {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using torch::stable::accelerator::DeviceGuard;
 
@@ -161,7 +158,7 @@ Tensor block_grad_values(const Tensor& grad, const Tensor& x, const Tensor& valu
   if (values.numel() == 0) return result;
   const KernelInfo& kernel =
       pick(kernel_name, Format::kBlock, Purpose::kGradValues,
-           std::gcd(int64_t{weight.rows}, int64_t{weight.cols}), inputs.count, kOp);
+           std::gcd(int64_t{weight.rows}, int64_t{weight.cols}), max64(1, inputs.count), kOp);
   const GradProduct product{{{bits_of(inputs.memory)}, inputs.stride, inputs.numbers},
                             {{bits_of(outputs.memory)}, outputs.stride, outputs.numbers},
                             inputs.count,
@@ -174,6 +171,17 @@ Tensor block_grad_values(const Tensor& grad, const Tensor& x, const Tensor& valu
 
 }  // namespace
 }  // namespace sparsekern::cuda
+
+extern "C" {
+
+// What launches on the current device will meet: null, or the name of CUDA's error, such as that of
+// a driver older than the runtime in this library, or of a GPU that it has no code for.
+__attribute__((visibility("default"))) const char* sparsekern_cuda_refusal() {
+  const cudaError_t error = sparsekern::cuda::probe();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+}  // extern "C"
 
 STABLE_TORCH_LIBRARY_IMPL(sparsekern, CUDA, m) {
   m.impl("block_linear", TORCH_BOX(&sparsekern::cuda::block_linear));

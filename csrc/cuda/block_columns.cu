@@ -58,4 +58,9 @@ cudaError_t block_columns_index(const void* argument, Number, cudaStream_t strea
   return launch(block_columns, grid, kThreads, 0, p, stream);
 }
 
+cudaError_t probe() {
+  cudaFuncAttributes attributes;
+  return cudaFuncGetAttributes(&attributes, block_columns);
+}
+
 }  // namespace sparsekern::cuda

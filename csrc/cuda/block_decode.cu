@@ -1,6 +1,7 @@
 // Products of few tokens with block-sparse weights, at the speed at which the weights come from
-// memory: a thread block makes one strip of outputs, whose slices its warps share. Each warp has a
-// pipeline of its own, 3 slices of it under way, so that 32 warps keep 96 KiB of weights under way.
+// memory: a thread block makes one strip of outputs, whose slices its 8 warps share. Each warp has
+// a pipeline of its own with 3 slices under way: 24 KiB of weights a thread block, of which up to
+// four fit an SM where there are as many strips.
 #include <cuda_runtime.h>
 
 #include "cuda/block_product.h"

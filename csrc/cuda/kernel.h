@@ -35,4 +35,7 @@ const KernelInfo* choose_kernel(Format format, Purpose purpose, int64_t outputs,
 
 const KernelInfo* find_kernel(const char* name);
 
+// Whether the current device takes the library's code.
+cudaError_t probe();
+
 }  // namespace sparsekern::cuda

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .._native import CUDA_LIBRARY, load_cuda, native
+from .._native import CUDA_LIBRARY, cuda_refusal, load_cuda, native
 from ..layouts import NM, Block, Granularity
 from ..layouts.compressed import MAX_COLUMNS_16_BIT
 from ..listings import Code, nvidia
@@ -32,19 +32,15 @@ class CudaBackend(Backend):
     devices: ClassVar[tuple[str, ...]] = ("cuda",)
 
     def kernels(self) -> list[KernelRecord]:
-        return list(_table(_runs_here())) if native else []
+        return list(_table(torch.cuda.is_available() and device_refusal() is None)) if native else []
 
     def refusal(self, request: Request) -> str | None:
         if request.device != "cuda":
             return f"weight is on {request.device}"
-        if not torch.cuda.is_available():
-            return "PyTorch finds no CUDA device"
-        if reason := load_cuda():
+        if reason := device_refusal():
             return reason
         if request.dtype not in DTYPES:
             return f"no kernel for {request.dtype}; bfloat16 and float16 have them"
-        if (capability := torch.cuda.get_device_capability()) < OLDEST:
-            return f"the GPU is sm_{capability[0]}{capability[1]}, kernels run from sm_80 on"
         return _refused_format(request)
 
     def kernel_name(self, request: Request, tokens: int) -> str:
@@ -147,8 +143,23 @@ def _covers(record: KernelRecord, tokens: int) -> bool:
     return record.min_tokens <= tokens and (record.max_tokens is None or tokens <= record.max_tokens)
 
 
-def _runs_here() -> bool:
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= OLDEST and load_cuda() is None
+@cache
+def device_refusal() -> str | None:
+    """Why the GPUs of this machine do not run the kernels, if one of them does not.
+
+    A request does not say which device it is for, so the least able one decides.
+    """
+    if not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device"
+    if reason := load_cuda():
+        return reason
+    for device in range(torch.cuda.device_count()):
+        if (capability := torch.cuda.get_device_capability(device)) < OLDEST:
+            return f"the GPU is sm_{capability[0]}{capability[1]}, kernels run from sm_80 on"
+        with torch.cuda.device(device):
+            if reason := cuda_refusal():
+                return f"CUDA refuses the kernels on {torch.cuda.get_device_name(device)}: {reason}"
+    return None
 
 
 @cache

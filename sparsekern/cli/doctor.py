@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .. import _native, plan
+from .. import _native, layouts, plan
 
 Facts = dict[str, Any]
 
@@ -145,8 +145,9 @@ def cuda_facts() -> Facts:
         return facts | {"reason": "PyTorch finds no CUDA device", "fix": "nvidia-smi says what the driver sees"}
     major, minor = torch.cuda.get_device_capability()
     facts["gpu"] = f"{torch.cuda.get_device_name()} (sm_{major}{minor})"
-    if major < 8:
-        return facts | {"reason": f"{facts['gpu']} is older than sm_80", "fix": "the reference back end serves it"}
+    (backend,) = (backend for backend in plan.backends() if backend.name == "cuda")
+    if reason := backend.refusal(plan.Request(layouts.NM(2, 4), (64, 64), torch.float16, "cuda")):
+        return facts | {"reason": reason, "fix": "pip install triton, whose kernels are compiled for the GPU there is"}
     return facts | {"active": True}
 
 

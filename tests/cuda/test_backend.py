@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import torch
 
 import sparsekern as sk
 from sparsekern import _native
-from sparsekern.backends.cuda import CudaBackend
+from sparsekern.backends.cuda import CudaBackend, device_refusal
 from sparsekern.cli import doctor
 from sparsekern.plan import Request, backends, refusals, select
 
@@ -32,8 +33,14 @@ def backend() -> CudaBackend:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if there were a GPU that the kernels run on, and the library."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device}")
     monkeypatch.setattr("sparsekern.backends.cuda.load_cuda", lambda: None)
+    monkeypatch.setattr("sparsekern.backends.cuda.cuda_refusal", lambda: None)
+    # What was found before, and what is found now, must not be remembered.
+    monkeypatch.setattr("sparsekern.backends.cuda.device_refusal", device_refusal.__wrapped__)
 
 
 @pytest.mark.needs_native
@@ -86,10 +93,26 @@ def test_too_many_blocks_are_refused(backend: CudaBackend, gpu: None) -> None:
     assert backend.refusal(Request(sk.Block(16, 16), (2**19, 16 * 65535), BF16, ON_GPU)) is None  # just below 2^31
 
 
-def test_an_old_gpu_is_named(backend: CudaBackend, gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+def test_an_old_gpu_is_named_whichever_it_is(backend: CudaBackend, gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0) if device == 0 else (7, 5))
     told = backend.refusal(Request(sk.Block(16, 16), (64, 64), BF16, ON_GPU))
     assert told == "the GPU is sm_75, kernels run from sm_80 on"
+
+
+def test_what_cuda_refuses_is_named(backend: CudaBackend, gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsekern.backends.cuda.cuda_refusal", lambda: "CUDA driver version is insufficient")
+    told = backend.refusal(Request(sk.Block(16, 16), (64, 64), BF16, ON_GPU))
+    assert told == "CUDA refuses the kernels on GPU 0: CUDA driver version is insufficient"
+
+
+@built
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_itself_is_asked() -> None:
+    """Here it has no driver, and says so."""
+    told = in_a_new_process(
+        "from sparsekern._native import cuda_refusal, load_cuda; load_cuda(); print(cuda_refusal())"
+    )
+    assert "CUDA" in told
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

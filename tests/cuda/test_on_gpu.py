@@ -9,17 +9,18 @@ from products import assert_near
 from torch import Tensor
 
 import sparsekern as sk
-from sparsekern._native import load_cuda
+from sparsekern.backends.cuda import device_refusal
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device")
 
 CASES = [*block_cases((128, 64, 32, 16, 48), MANY + FEW), *nm_cases(MANY * 2 + FEW * 2)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def library() -> None:
-    reason = load_cuda()
+@pytest.fixture(autouse=True)
+def kernels_whatever_the_model_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = device_refusal()
     assert reason is None, reason
+    monkeypatch.setattr("sparsekern.backends.cuda.pays", lambda *arguments: True)
 
 
 def on_gpu(packed: sk.PackedWeight) -> sk.PackedWeight:
@@ -113,6 +114,14 @@ def test_layouts_of_inputs() -> None:
     for view in (wide[:, 8:520], odd[:, 1:513], x.T.contiguous().T, x.view(4, 16, 512).transpose(0, 1).transpose(0, 1)):
         assert torch.equal(sk.linear(view, packed).reshape(64, -1), wanted)
     assert sk.linear(x[:0], packed).shape == (0, 384)
+
+
+def test_no_tokens_have_gradients() -> None:
+    packed, x = example()
+    values = packed.values.clone().requires_grad_()
+    trained = sk.PackedWeight(packed.granularity, packed.shape, packed.parts | {"values": values}, verified=True)
+    sk.linear(x[:0].requires_grad_(), trained).sum().backward()
+    assert values.grad is not None and not values.grad.any()
 
 
 def test_same_bits_again() -> None:

@@ -23,8 +23,6 @@ struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
 
-inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
-
 // ---- barriers and what the lanes of a warp tell each other
 // ----------------------------------------
 
@@ -109,7 +107,6 @@ inline unsigned __reduce_min_sync(unsigned mask, unsigned value,
 }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
-inline int __ffs(int bits) { return __builtin_ffs(bits); }
 
 // ---- launches
 // -----------------------------------------------------------------------------------------
@@ -126,13 +123,23 @@ inline const char* cudaGetErrorName(cudaError_t error) {
 
 namespace emulator {
 
-cudaError_t launch(dim3 grid, dim3 size, uint32_t shared_bytes, const char* kernel,
+cudaError_t launch(dim3 grid, dim3 size, uint32_t shared_bytes, const void* kernel,
                    void (*body)(void*), void* argument);
+void allow_shared(const void* kernel, uint32_t bytes);
 
 }  // namespace emulator
 
+// Without it a launch has no more than 48 KiB.
 template <class Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
+cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int bytes) {
+  emulator::allow_shared(reinterpret_cast<const void*>(kernel), uint32_t(bytes));
+  return cudaSuccess;
+}
+
+struct cudaFuncAttributes {};
+
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel*) {
   return cudaSuccess;
 }
 
@@ -150,7 +157,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     Argument argument;
   } call{kernel, argument};
   return emulator::launch(
-      config->gridDim, config->blockDim, uint32_t(config->dynamicSmemBytes), "kernel",
+      config->gridDim, config->blockDim, uint32_t(config->dynamicSmemBytes),
+      reinterpret_cast<const void*>(kernel),
       [](void* call) {
         const auto* it = static_cast<const Call*>(call);
         it->kernel(it->argument);

@@ -133,7 +133,7 @@ class Emulator:
     def __init__(self, library: Path) -> None:
         self.library = ctypes.CDLL(str(library))
         entries = ("block_kernel", "nm_kernel", "grad_values_kernel", "columns_kernel", "fault", "probe")
-        for name in ("emulator_fault", "emulator_counters", *(f"run_{entry}" for entry in entries)):
+        for name in ("emulator_fault", "emulator_counters", "chosen_kernel", *(f"run_{entry}" for entry in entries)):
             getattr(self.library, name).restype = ctypes.c_char_p
         self.library.emulator_writing_block.restype = ctypes.c_int64
 
@@ -142,6 +142,12 @@ class Emulator:
         told = json.loads(self.library.emulator_counters())
         accesses = [Access(**access) for access in told["accesses"]]
         return Counters(told["instructions"], accesses, self.library.emulator_shared_bytes())
+
+    def chosen(self, granularity: sk.Granularity, tokens: int) -> str:
+        """The line of the table that fits first."""
+        rows = granularity.rows if isinstance(granularity, sk.Block) else 1
+        name = self.library.chosen_kernel(isinstance(granularity, sk.NM), ctypes.c_int64(rows), ctypes.c_int64(tokens))
+        return name.decode()
 
     def blocks(
         self,

@@ -61,6 +61,13 @@ cudaError_t run_blocks(const cuda::KernelInfo& kernel, const Product& p, const B
 
 extern "C" {
 
+// Of a product with blocks of so many outputs, or of n:m and 1.
+const char* chosen_kernel(int32_t is_nm, int64_t outputs, int64_t tokens) {
+  const cuda::KernelInfo* kernel = cuda::choose_kernel(is_nm ? Format::kNM : Format::kBlock,
+                                                       cuda::Purpose::kLinear, outputs, tokens);
+  return kernel == nullptr ? "none" : kernel->name;
+}
+
 const char* run_block_kernel(const char* name, const Product* p, const BlockWeight* w) {
   const cuda::KernelInfo* kernel = cuda::find_kernel(name);
   if (kernel == nullptr) return "no such kernel";

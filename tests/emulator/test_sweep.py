@@ -35,12 +35,18 @@ def test_any_product(emulator: Emulator, seed: int) -> None:
     case = draw(seed)
     packed, x = case.weight(), case.numbers(case.tokens, case.inputs)
     bias = case.numbers(case.outputs) if case.bias else None
-    if isinstance(case.granularity, sk.NM):
-        kernel = "nm_2_4_decode" if case.tokens <= 16 else "nm_2_4"
-        y = emulator.nm(kernel, packed, x, bias, case.activation)
-    else:
-        heights = (32, 16) if case.tokens <= 16 else (128, 64, 32, 16)
-        height = next(height for height in heights if case.granularity.rows % height == 0)
-        kernel = f"block_decode_h{height}" if case.tokens <= 16 else f"block_h{height}"
-        y = emulator.blocks(kernel, packed, x, bias, case.activation)
+    run = emulator.nm if isinstance(case.granularity, sk.NM) else emulator.blocks
+    y = run(emulator.chosen(case.granularity, case.tokens), packed, x, bias, case.activation)
     assert_near(y, x, packed.to_dense(), bias, case.activation)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "tokens", "kernel"),
+    [
+        (sk.Block(128, 16), 17, "block_h128"), (sk.Block(96, 16), 17, "block_h32"), (sk.Block(48, 16), 99, "block_h16"),
+        (sk.Block(192, 16), 16, "block_decode_h32"), (sk.Block(48, 16), 1, "block_decode_h16"),
+        (sk.NM(2, 4), 16, "nm_2_4_decode"), (sk.NM(2, 4), 17, "nm_2_4"), (sk.Block(8, 16), 5, "none"),
+    ],
+)  # fmt: skip
+def test_what_is_chosen(emulator: Emulator, granularity: sk.Granularity, tokens: int, kernel: str) -> None:
+    assert emulator.chosen(granularity, tokens) == kernel

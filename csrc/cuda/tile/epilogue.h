@@ -74,6 +74,7 @@ template <class Number, int kChunks, int kOutputTiles, int kTokenTiles>
 __device__ inline void stage(const Sums<kOutputTiles, kTokenTiles>& sums, ptx::Shared tile,
                              uint32_t token, uint32_t chunk) {
   const uint32_t g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+  __syncwarp();  // some lanes may have loaded a bias, others not
 #pragma unroll
   for (int i = 0; i < kOutputTiles; ++i) {
 #pragma unroll

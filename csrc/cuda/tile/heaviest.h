@@ -9,8 +9,9 @@
 
 namespace sparsekern::cuda::tile {
 
-// Beyond so many tiles the last ones weigh little, and they are taken as they come.
-constexpr int kMostOrdered = 1024;
+// Beyond so many tiles the last ones weigh little, and they are taken as they come; and each thread
+// block compares all with all.
+constexpr int kMostOrdered = 256;
 constexpr uint32_t kHeaviestBytes = (kMostOrdered + 4) * 4;
 
 // The tile of `kStrips` strips with the rank-th most blocks, of those of equal number the first.

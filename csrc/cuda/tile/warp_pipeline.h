@@ -25,6 +25,8 @@ __device__ inline void warp_pipeline(int first, int stride, int count, ptx::Shar
     // The other lanes' copies are here, and they have read the stage that is filled next.
     __syncwarp();
     load_next((slot + kStages - 1) % kStages);
+    // Lanes that had nothing to copy came here first, and what follows is of the whole warp.
+    __syncwarp();
     use(stages + slot * stage_bytes);
     slot = (slot + 1) % kStages;
   }

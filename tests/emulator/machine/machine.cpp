@@ -10,7 +10,6 @@ namespace emulator {
 namespace {
 
 Block the_block;
-const char* the_kernel = "";
 void (*the_body)(void*);
 
 std::string text(const dim3& index) {
@@ -59,7 +58,7 @@ void wait(State state, const Stop& stop) {
     who += (who.empty() ? "" : "; ") + std::string("from thread ") + std::to_string(i) + " on at " +
            text(t.stop);
   }
-  throw Fault(std::string(the_kernel) + ", block " + text(b.index) +
+  throw Fault(std::string("block ") + text(b.index) +
               ": threads wait for others that do not come: " + who);
 }
 
@@ -107,7 +106,7 @@ std::string Site::text() const {
 }
 
 void fail(const std::string& what, Site site) {
-  throw Fault(std::string(the_kernel) + ", block " + text(block().index) + ", thread " +
+  throw Fault(std::string("block ") + text(block().index) + ", thread " +
               std::to_string(thread().number) + ", " + site.text() + ": " + what);
 }
 
@@ -150,9 +149,7 @@ void meet_block(Site site) {
   for (Thread& other : b.threads) other.state = State::kReady;
 }
 
-void run(dim3 grid, dim3 size, uint32_t shared_bytes, const char* kernel, void (*body)(void*),
-         void* argument) {
-  the_kernel = kernel;
+void run(dim3 grid, dim3 size, uint32_t shared_bytes, void (*body)(void*), void* argument) {
   the_body = body;
   the_fault.clear();
   block().grid = grid;

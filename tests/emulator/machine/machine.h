@@ -75,7 +75,7 @@ struct Block {
 Block& block();
 inline Thread& thread() { return *block().running; }
 
-// Throws Fault with the kernel, block and thread that run.
+// Throws Fault with the block and thread that run.
 [[noreturn]] void fail(const std::string& what, Site site);
 
 // The running thread waits at `stop` until all lanes of its warp do; the last to come calls `all`
@@ -85,7 +85,6 @@ void meet_warp(const char* what, Site site, void* operands, Together all);
 void meet_block(Site site);
 
 // Runs `body(argument)` as every thread of every block.
-void run(dim3 grid, dim3 size, uint32_t shared_bytes, const char* kernel, void (*body)(void*),
-         void* argument);
+void run(dim3 grid, dim3 size, uint32_t shared_bytes, void (*body)(void*), void* argument);
 
 }  // namespace emulator

@@ -88,7 +88,9 @@ std::vector<Cell> cells;
 
 uint32_t warp_epoch() { return block().warp_epochs[size_t(thread().warp())]; }
 
-std::string at_byte(uint32_t at) { return "shared memory at byte " + std::to_string(at); }
+std::string at_byte(uint32_t at) {
+  return "shared memory at byte " + std::to_string(int64_t(at) - kSharedBase);
+}
 
 void check_place(uint32_t at, int bytes, const char* action, Site site) {
   if (at % bytes != 0) {
@@ -96,9 +98,9 @@ void check_place(uint32_t at, int bytes, const char* action, Site site) {
              ", no multiple of that",
          site);
   }
-  if (at + uint32_t(bytes) > bytes_of_block.size()) {
+  if (at < kSharedBase || at + uint32_t(bytes) > bytes_of_block.size()) {
     fail(std::string(action) + " of " + std::to_string(bytes) + " bytes of " + at_byte(at) +
-             ", of which the block has " + std::to_string(bytes_of_block.size()),
+             ", of which the block has " + std::to_string(bytes_of_block.size() - kSharedBase),
          site);
   }
 }
@@ -177,8 +179,8 @@ void note_write(uint32_t at, int bytes) {
 }  // namespace
 
 void clear_shared(uint32_t bytes) {
-  bytes_of_block.assign(bytes, 0xFF);
-  cells.assign((bytes + 3) / 4, Cell{});
+  bytes_of_block.assign(kSharedBase + bytes, 0xFF);
+  cells.assign((kSharedBase + bytes + 3) / 4, Cell{});
 }
 
 void read_shared(uint32_t from, void* to, int bytes, Site site) {

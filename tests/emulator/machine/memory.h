@@ -31,6 +31,10 @@ struct Cell {
   int copier = kNobody;  // whose cp.async is under way to here
 };
 
+// Where it begins: at a multiple of 128 as kernels ask for, and not at zero, so that one that takes
+// it for that is found out.
+constexpr uint32_t kSharedBase = 1024 + 128;
+
 void clear_shared(uint32_t bytes);
 void read_shared(uint32_t from, void* to, int bytes, Site site);
 void write_shared(uint32_t to, const void* from, int bytes, Site site);

@@ -15,7 +15,7 @@ struct Shared {
   Shared operator+(uint32_t bytes) const { return {at + bytes}; }
 };
 
-inline Shared shared_memory() { return {0}; }
+inline Shared shared_memory() { return {emulator::kSharedBase}; }
 
 template <class T>
 T load(Global<const T> from, emulator::Site site = emulator::Site::here()) {
