@@ -14,9 +14,9 @@
 #include "cuda/ptx/keep.h"
 #include "cuda/ptx/mma.h"
 #include "cuda/tile/block_walk.h"
-#include "cuda/tile/epilogue.h"
 #include "cuda/tile/fragments.h"
 #include "cuda/tile/heaviest.h"
+#include "cuda/tile/output_tile.h"
 
 namespace sparsekern::cuda {
 namespace {
@@ -24,15 +24,17 @@ namespace {
 using ptx::Shared;
 using tile::swizzled;
 
-constexpr int kThreads = 256;
-constexpr int kOutputs = 128, kTokens = 128;
-constexpr int kWarpOutputs = 64, kWarpTokens = 32;
+using tile::OutputTile;
+
+constexpr int kThreads = OutputTile::kThreads;
+constexpr int kOutputs = OutputTile::kOutputs, kTokens = OutputTile::kTokens;
+constexpr int kOutputTiles = OutputTile::kOutputTiles, kTokenTiles = OutputTile::kTokenTiles;
 constexpr int kStages = 4, kSlices = 2;  // slices of 16 inputs in a stage
 constexpr uint32_t kTokensBytes = kTokens * 16 * 2, kWeightsBytes = kOutputs * 16 * 2;
 constexpr uint32_t kSliceBytes = kTokensBytes + kWeightsBytes;
 constexpr uint32_t kStageBytes = kSlices * kSliceBytes;
 constexpr uint32_t kSharedBytes = kStages * kStageBytes;
-static_assert(kSharedBytes >= tile::kHeaviestBytes);
+static_assert(kSharedBytes >= tile::kHeaviestBytes && kSharedBytes >= OutputTile::kStagingBytes);
 
 // How a strip of kHeight outputs lies in shared memory, 16 inputs of it: as in the block, by inputs
 // if the product is with the weight, by outputs if it is with the transpose.
@@ -138,8 +140,8 @@ class Tile {
         walk_(p, first_strip),
         tokens_(p.call, token),
         weights_(p, first_strip),
-        b_lane_(ptx::keep(tile::lane_across<2>(warp_token(), 0))),
-        a_lane_(ptx::keep(kTokensBytes + Weights::lane(warp_output()))) {}
+        b_lane_(ptx::keep(tile::lane_across<2>(OutputTile::warp_token(), 0))),
+        a_lane_(ptx::keep(kTokensBytes + Weights::lane(OutputTile::warp_output()))) {}
 
   __device__ void run() {
     Masks masks = 0;  // of the slices under way, the oldest lowest
@@ -163,25 +165,14 @@ class Tile {
   }
 
   __device__ void write() {
-    const int64_t output = int64_t{first_strip_} * kHeight;
-    tile::finish<Number>(sums_, p_.call, output + warp_output());
-    tile::stage<Number, kOutputs / 8>(sums_, stages_, warp_token(), warp_output() / 8);
-    __syncthreads();
-    tile::write_tile<kOutputs / 8, kTokens, kThreads>(stages_, p_.call, token_, output);
+    OutputTile::write<Number>(sums_, stages_, p_.call, int64_t{first_strip_} * kHeight, token_);
   }
 
  private:
   static constexpr int kMaskBits = kSlices * kStrips;
   using Masks = typename tile::Word<(kMaskBits * kStages > 32)>::type;
   static constexpr uint32_t kStageMask = (1u << kMaskBits) - 1;
-  static constexpr int kOutputTiles = kWarpOutputs / 16, kTokenTiles = kWarpTokens / 8;
 
-  static __device__ uint32_t warp_output() {
-    return threadIdx.x / 32 / (kTokens / kWarpTokens) * kWarpOutputs;
-  }
-  static __device__ uint32_t warp_token() {
-    return threadIdx.x / 32 % (kTokens / kWarpTokens) * kWarpTokens;
-  }
   __device__ Shared last_stage() const { return stages_ + (kStages - 1) * kStageBytes; }
 
   // Starts the copies of the next slices, and returns which strips have them.
@@ -206,8 +197,9 @@ class Tile {
   __device__ void multiply_stage(Shared stage, uint32_t masks) {
 #pragma unroll
     for (int s = 0; s < kSlices; ++s) {
-      constexpr uint32_t kStripsOfWarp = kHeight >= kWarpOutputs ? 1 : kWarpOutputs / kHeight;
-      const uint32_t own = masks >> (s * kStrips + warp_output() / kHeight);
+      constexpr uint32_t kStripsOfWarp =
+          kHeight >= OutputTile::kWarpOutputs ? 1 : OutputTile::kWarpOutputs / kHeight;
+      const uint32_t own = masks >> (s * kStrips + OutputTile::warp_output() / kHeight);
       if ((own & ((1u << kStripsOfWarp) - 1)) == 0) continue;
       multiply_slice(stage + s * kSliceBytes, own);
     }
@@ -223,7 +215,7 @@ class Tile {
     const Shared weights = slice + a_lane_;
 #pragma unroll
     for (int i = 0; i < kOutputTiles; ++i) {
-      if (kHeight < kWarpOutputs && (own >> (16 * i / kHeight) & 1) == 0) continue;
+      if (kHeight < OutputTile::kWarpOutputs && (own >> (16 * i / kHeight) & 1) == 0) continue;
       uint32_t a[4];
       Weights::load(a, Weights::later(weights, i));
 #pragma unroll
@@ -241,7 +233,7 @@ class Tile {
   const TokenCopy tokens_;
   const WeightCopy<kHeight, kTransposed> weights_;
   const uint32_t b_lane_, a_lane_;
-  tile::Sums<kOutputTiles, kTokenTiles> sums_ = {};
+  OutputTile::WarpSums sums_ = {};
 };
 
 template <class Number, int kHeight, bool kTransposed>

@@ -9,8 +9,8 @@
 #include "cuda/ptx/cp_async.h"
 #include "cuda/ptx/keep.h"
 #include "cuda/ptx/mma_sp.h"
-#include "cuda/tile/epilogue.h"
 #include "cuda/tile/fragments.h"
+#include "cuda/tile/output_tile.h"
 
 namespace sparsekern::cuda {
 namespace {
@@ -18,10 +18,11 @@ namespace {
 using ptx::Shared;
 using tile::swizzled;
 
-constexpr int kThreads = 256;
-constexpr int kOutputs = 128, kTokens = 128;
-constexpr int kWarpOutputs = 64, kWarpTokens = 32;
-constexpr int kOutputTiles = kWarpOutputs / 16, kTokenTiles = kWarpTokens / 8;
+using tile::OutputTile;
+
+constexpr int kThreads = OutputTile::kThreads;
+constexpr int kOutputs = OutputTile::kOutputs, kTokens = OutputTile::kTokens;
+constexpr int kOutputTiles = OutputTile::kOutputTiles, kTokenTiles = OutputTile::kTokenTiles;
 constexpr int kRowTiles = kOutputs / 16;
 constexpr int kStages = 3, kGroupTiles = 2;  // tiles of 32 inputs in a stage
 constexpr int kStageInputs = kGroupTiles * NMProduct::kTileInputs;
@@ -31,6 +32,7 @@ constexpr uint32_t kValuesBytes = kRowTiles * kGroupTiles * NMProduct::kValuesBy
 constexpr uint32_t kPositionsBytes = kRowTiles * kGroupTiles * NMProduct::kPositionsBytes;
 constexpr uint32_t kStageBytes = kTokensBytes + kValuesBytes + kPositionsBytes;
 constexpr uint32_t kSharedBytes = kStages * kStageBytes;
+static_assert(kSharedBytes >= OutputTile::kStagingBytes);
 
 // The thread's part of the copies: chunks of the tokens 32 apart, and chunks of the weights' tiles.
 class Copies {
@@ -114,7 +116,7 @@ class Tile {
         token_(token),
         row_tile_(row_tile),
         copies_(p, token, row_tile),
-        b_lane_(ptx::keep(tile::lane_deep<kTokenChunks>(warp_token(), 0))),
+        b_lane_(ptx::keep(tile::lane_deep<kTokenChunks>(OutputTile::warp_token(), 0))),
         values_lane_(ptx::keep(kTokensBytes +
                                warp_row_tile() * kGroupTiles * NMProduct::kValuesBytes +
                                threadIdx.x % 32 * 16)) {}
@@ -137,20 +139,13 @@ class Tile {
   }
 
   __device__ void write() {
-    const int64_t output = int64_t{row_tile_} * NMProduct::kTileOutputs;
-    tile::finish<Number>(sums_, p_.call, output + warp_output());
-    tile::stage<Number, kOutputs / 8>(sums_, stages_, warp_token(), warp_output() / 8);
-    __syncthreads();
-    tile::write_tile<kOutputs / 8, kTokens, kThreads>(stages_, p_.call, token_, output);
+    OutputTile::write<Number>(sums_, stages_, p_.call, int64_t{row_tile_} * NMProduct::kTileOutputs,
+                              token_);
   }
 
  private:
-  static __device__ uint32_t warp_output() {
-    return threadIdx.x / 32 / (kTokens / kWarpTokens) * kWarpOutputs;
-  }
-  static __device__ uint32_t warp_row_tile() { return warp_output() / NMProduct::kTileOutputs; }
-  static __device__ uint32_t warp_token() {
-    return threadIdx.x / 32 % (kTokens / kWarpTokens) * kWarpTokens;
+  static __device__ uint32_t warp_row_tile() {
+    return OutputTile::warp_output() / NMProduct::kTileOutputs;
   }
   __device__ Shared last_stage() const { return stages_ + (kStages - 1) * kStageBytes; }
   __device__ bool stored(int i) const {
@@ -205,7 +200,7 @@ class Tile {
   const int row_tile_;
   Copies copies_;
   const uint32_t b_lane_, values_lane_;
-  tile::Sums<kOutputTiles, kTokenTiles> sums_ = {};
+  OutputTile::WarpSums sums_ = {};
 };
 
 template <class Number>

@@ -68,5 +68,11 @@ def nm_cases(tokens: tuple[int, ...]) -> list[Case]:
     return [Case(*size, *end) for size, end in zip(sizes, _ends(len(sizes)), strict=True)]
 
 
+def long_cases(granularity: sk.Granularity, tokens: tuple[int, ...]) -> list[Case]:
+    """So many inputs that each stage of a pipeline is filled several times."""
+    sizes = [(granularity.rows + 9, 2100 + 64 * i, m, granularity, 0.6) for i, m in enumerate(tokens)]
+    return [Case(*size, *end) for size, end in zip(sizes, _ends(len(sizes)), strict=True)]
+
+
 MANY = (1, 7, 8, 17, 31, 64, 100, 127, 128, 129, 130, 200, 256, 16, 2)
 FEW = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 33)

@@ -1,7 +1,7 @@
 """The CUDA kernels of products, thread by thread, against float64."""
 
 import pytest
-from cases import FEW, MANY, Case, block_cases, nm_cases
+from cases import FEW, MANY, Case, block_cases, long_cases, nm_cases
 from emulator import Emulator
 from products import assert_near
 
@@ -21,6 +21,11 @@ BLOCKS = [
     (kernel, case)
     for kernel, heights in HEIGHTS.items()
     for case in block_cases(heights, FEW if "decode" in kernel else MANY + MANY[:6])
+]
+BLOCKS += [
+    (kernel, case)
+    for kernel, heights in HEIGHTS.items()
+    for case in long_cases(sk.Block(heights[0], 32), (3, 16) if "decode" in kernel else (50, 129))
 ]
 TWO_OF_FOUR = [
     (kernel, case) for kernel, tokens in (("nm_2_4", MANY * 3), ("nm_2_4_decode", FEW * 3)) for case in nm_cases(tokens)

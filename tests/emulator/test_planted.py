@@ -21,13 +21,7 @@ PLANTED = {
     "a missing wait of a warp": ("tile/warp_pipeline.h", *WAIT, KernelError, "not waited for"),
     "metadata of the next row": ("nm_linear.cu", "(2 * g + q % 2) * 4", "(2 * (g ^ 1) + q % 2) * 4", *WRONG),
     "metadata of the wrong lanes": ("nm_linear.cu", "q / 2 : 0", "1 - q / 2 : 0", *WRONG),
-    "tokens beyond the last": (
-        "block_linear.cu",
-        "token < p_.call.tokens &&",
-        "true &&",
-        KernelError,
-        "read of 16 bytes",
-    ),
+    "tokens beyond the last": ("block_linear.cu", "token < call.tokens;", "true;", KernelError, "read of 16 bytes"),
     "a number beyond the row": ("tile/epilogue.h", "if (first + n < call.outputs)", "", KernelError, "of y|race"),
     "a swizzle forgotten": ("tile/swizzle.h", "(chunk ^ (row & 7))", "chunk", AssertionError, "conflicts"),
     "a column too far": ("tile/block_entries.h", "weight.columns + entry)", "weight.columns + entry) + 1", *WRONG),
@@ -53,11 +47,15 @@ def test_nothing_planted(emulator: Emulator) -> None:
 
 
 def run_all(emulator: Emulator) -> None:
+    """Long enough that each stage of a pipeline is filled again."""
     emulator.counters()
-    blocks = pack_random((130, 320), sk.Block(16, 32), 0.5, torch.bfloat16, seed=1)
-    two_of_four = pack_random((144, 320), sk.NM(2, 4), 0.5, torch.bfloat16, seed=2)
-    for tokens, block_kernel, nm_kernel in ((70, "block_h16", "nm_2_4"), (9, "block_decode_h16", "nm_2_4_decode")):
-        x = torch.randn(tokens, 320).bfloat16()
+    for tokens, inputs, block_kernel, nm_kernel in (
+        (70, 320, "block_h16", "nm_2_4"),
+        (9, 2048, "block_decode_h16", "nm_2_4_decode"),
+    ):
+        blocks = pack_random((130, inputs), sk.Block(16, 32), 0.5, torch.bfloat16, seed=1)
+        two_of_four = pack_random((144, inputs), sk.NM(2, 4), 0.5, torch.bfloat16, seed=2)
+        x = torch.randn(tokens, inputs).bfloat16()
         assert_near(emulator.blocks(block_kernel, blocks, x), x, blocks.to_dense())
         assert_near(emulator.nm(nm_kernel, two_of_four, x), x, two_of_four.to_dense())
     conflicts = [access for access in emulator.counters().of("ldmatrix") if access.taken > access.least]
