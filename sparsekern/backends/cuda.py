@@ -43,6 +43,13 @@ class CudaBackend(Backend):
             return f"no kernel for {request.dtype}; bfloat16 and float16 have them"
         return _refused_format(request)
 
+    def missing(self, request: Request) -> str | None:
+        if not torch.cuda.is_available() or load_cuda() is None:
+            return None
+        if request.dtype not in DTYPES or _refused_format(request):
+            return None
+        return "install a CUDA toolkit, 12.5 or newer, and then sparsekern again (python -m sparsekern doctor)"
+
     def kernel_name(self, request: Request, tokens: int) -> str:
         granularity = request.granularity
         rows = granularity.rows if isinstance(granularity, Block) else 1

@@ -16,6 +16,7 @@ class ReferenceBackend(Backend):
     """Serves every granularity, dtype and device, at dense speed or below."""
 
     name: ClassVar[str] = "reference"
+    is_last_resort: ClassVar[bool] = True
 
     def kernels(self) -> list[KernelRecord]:
         dtypes = tuple(str(d).removeprefix("torch.") for d in WEIGHT_DTYPES)

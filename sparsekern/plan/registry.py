@@ -125,6 +125,8 @@ class Backend(ABC):
     name: ClassVar[str]
     devices: ClassVar[tuple[str, ...]] = ()
     """Types of the devices that it is for, such as ``cuda``; empty for any. It is not asked about weights elsewhere."""
+    is_last_resort: ClassVar[bool] = False
+    """Whether it serves only what no kernel does, at dense speed or below."""
 
     @abstractmethod
     def kernels(self) -> list[KernelRecord]:
@@ -133,6 +135,10 @@ class Backend(ABC):
     @abstractmethod
     def refusal(self, request: Request) -> str | None:
         """None if the request can be served, else the reason in a few words."""
+
+    def missing(self, request: Request) -> str | None:
+        """What to install for this back end to serve a request; None if that is not what it lacks."""
+        return None
 
     @abstractmethod
     def kernel_name(self, request: Request, tokens: int) -> str:

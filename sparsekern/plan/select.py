@@ -13,6 +13,7 @@ def select(request: Request) -> Backend:
 
     Raises:
         NotImplementedError: no back end serves it, with each one's reason.
+        RuntimeError: only the last resort does, for want of an installation: what to install.
     """
     if torch.compiler.is_compiling():
         return backend_named(_name_as_constant(request.granularity.spec, request.shape, request.dtype, request.device))
@@ -22,12 +23,24 @@ def select(request: Request) -> Backend:
 def _first_willing(request: Request) -> Backend:
     for backend in _of_device(request):
         if backend.refusal(request) is None:
+            if backend.is_last_resort:
+                _refuse_what_an_installation_would_serve(request)
             return backend
     reasons = "; ".join(f"{b.name}: {b.refusal(request)}" for b in _of_device(request))
     raise NotImplementedError(
         f"no back end for {request.granularity.label} {request.dtype} on {request.device} "
         f"({reasons or 'none registered'})"
     )
+
+
+def _refuse_what_an_installation_would_serve(request: Request) -> None:
+    """Raise for a device whose kernels are not installed: there, nobody wants the last resort without being told."""
+    install = [missing for backend in _of_device(request) if (missing := backend.missing(request))]
+    if install:
+        raise RuntimeError(
+            f"{request.granularity.label} {request.dtype} on {request.device}: the kernels are not installed; "
+            f"{', or '.join(install)}; or move the layer to the CPU, or call densify_ on the model"
+        )
 
 
 def _of_device(request: Request) -> list[Backend]:

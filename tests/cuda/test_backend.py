@@ -122,6 +122,25 @@ def test_without_a_gpu_the_reasons_say_so() -> None:
     assert refusals(request)["cuda"] == "PyTorch finds no CUDA device"
 
 
+def test_a_gpu_without_kernels_says_what_to_install(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsekern.backends.cuda.load_cuda", lambda: "the CUDA library is not built")
+    monkeypatch.setattr("sparsekern.backends.triton.backend.find_spec", lambda name: None)
+    monkeypatch.setattr("sparsekern.backends.triton.backend._device_refusal", lambda: "Triton is not installed")
+    with pytest.raises(
+        RuntimeError, match=r"16x16 torch.bfloat16 on cuda: .*CUDA toolkit.*, or pip install triton; or"
+    ):
+        select(Request(sk.Block(16, 16), (64, 64), BF16, ON_GPU))
+    # What no installation would serve, and what is on the CPU, is served as before.
+    assert select(Request(sk.Unstructured(), (64, 64), BF16, ON_GPU)).name == "reference"
+    assert select(Request(sk.Block(16, 16), (64, 64), torch.float16, "cpu")).name == "reference"
+
+
+def test_one_of_the_two_is_enough(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsekern.backends.cuda.load_cuda", lambda: "the CUDA library is not built")
+    monkeypatch.setattr("sparsekern.backends.triton.backend._device_refusal", lambda: None)
+    assert select(Request(sk.Block(16, 16), (64, 64), BF16, ON_GPU)).name == "triton"
+
+
 def in_a_new_process(program: str) -> str:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

@@ -49,6 +49,12 @@ class TritonBackend(Backend):
             return "2^31 weights or more"
         return _layout_refusal(request.granularity, request.dtype) or _device_refusal()
 
+    def missing(self, request: Request) -> str | None:
+        if not torch.cuda.is_available() or find_spec("triton") is not None:
+            return None
+        served = request.dtype in DTYPES and _layout_refusal(request.granularity, request.dtype) is None
+        return "pip install triton" if served else None
+
     def kernel_name(self, request: Request, tokens: int) -> str:
         return f"triton_{request.granularity.kind}"
 
