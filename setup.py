@@ -189,7 +189,7 @@ def build_cuda(torch: ModuleType, target: Path) -> dict[str, Any]:
         made = list(pool.map(compile_one, sources))
     target.parent.mkdir(parents=True, exist_ok=True)
     libraries = f"-L{Path(torch.__file__).parent / 'lib'}"
-    run_compiler([nvcc, "-shared", "-cudart", "static", *made, libraries, "-ltorch_cpu", "-o", target])
+    run_compiler([nvcc, "-shared", "-nodlink", "-cudart", "static", *made, libraries, "-ltorch_cpu", "-o", target])
     return {"built": True, "compiler": f"nvcc, CUDA {release}", "archs": [f"sm_{arch}" for arch in archs]}
 
 

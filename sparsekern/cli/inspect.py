@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..inspect import stages
 from ..inspect.subject import Subject, at_random, from_file
 from ..layouts import Block
@@ -32,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layer", metavar="NAME", help="of a file: which sparse layer (default: the first)")
     parser.add_argument("--granularity", type=granularity_of, help="of a shape: such as 16x1 (default) or 2:4")
     parser.add_argument("--density", type=float, help="of a shape: share of the weights kept (default 0.25)")
-    parser.add_argument("--dtype", choices=DTYPES, help="of a shape (default float32)")
+    # Those of GPUs' kernels too.
+    parser.add_argument("--dtype", choices=[*DTYPES, "float16"], help="of a shape (default float32)")
     parser.add_argument("--seed", type=int, help="of a shape: its weights are random numbers (default 0)")
     parser.add_argument("--tokens", type=int, default=128, help="rows of the activation (default 128)")
     parser.add_argument("--target", metavar="ARCH", help="code for a GPU, such as sm_90, which need not be here")
@@ -94,7 +97,7 @@ def _subject(args: argparse.Namespace) -> Subject:
             (out_features, in_features),
             args.granularity or GRANULARITY,
             args.density,
-            DTYPES[args.dtype or "float32"],
+            getattr(torch, args.dtype or "float32"),
             SEED if args.seed is None else args.seed,
         )
     except ValueError as error:

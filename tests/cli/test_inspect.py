@@ -319,3 +319,9 @@ def test_an_unreadable_error_is_no_traceback(
     for backend in plan.backends():
         monkeypatch.setattr(type(backend), "code", fail)
     assert "needs magic" in shown(capsys, "64x64", "--stage", "code", code=1)
+
+
+def test_a_dtype_that_only_gpus_have_kernels_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", "64x64", "--granularity", "16x16", "--dtype", "float16", "--stage", "plan"]) == 0
+    printed = capsys.readouterr().out
+    assert "cpu: refuses, no kernel for torch.float16" in printed and "reference: serves it" in printed
