@@ -63,7 +63,7 @@ format: $(VENV)/.dev ## apply the style
 
 types: $(VENV)/.test $(VENV)/.dev build ## check the types, and the stub of the native module
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest sparsekern._C
+	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml sparsekern._C
 
 docs: build ## write the generated tables into README.md and docs/
 	$(BIN)/python tools/generate_tables.py
