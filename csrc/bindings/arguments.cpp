@@ -6,7 +6,7 @@
 
 #include <type_traits>
 
-#include "bindings/rows.h"
+#include "bindings/common.h"
 
 namespace sparsekern {
 
@@ -34,15 +34,7 @@ std::string format_text(Format format, int64_t block_rows) {
 }
 
 std::string found(const Tensor& tensor) {
-  std::string text =
-      ", got " + std::string(torch::headeronly::toString(tensor.scalar_type())) + " [";
-  for (int64_t i = 0; i < tensor.dim(); ++i) {
-    text += (i == 0 ? "" : ", ") + std::to_string(tensor.size(i));
-  }
-  text += "]";
-  if (!tensor.is_contiguous()) text += " not contiguous";
-  if (!tensor.is_cpu()) text += " not on the CPU";
-  return text;
+  return ", got " + tensor_text(tensor) + (tensor.is_cpu() ? "" : " not on the CPU");
 }
 
 Numbers numbers_of(const Tensor& values, const char* op) {

@@ -7,7 +7,7 @@
 
 #include <vector>
 
-#include "bindings/rows.h"
+#include "bindings/common.h"
 
 namespace sparsekern::cuda {
 
@@ -38,17 +38,10 @@ void check_sizes(int64_t out_features, int64_t in_features, const char* op) {
 }  // namespace
 
 std::string found(const Tensor& tensor) {
-  std::string text =
-      ", got " + std::string(torch::headeronly::toString(tensor.scalar_type())) + " [";
-  for (int64_t i = 0; i < tensor.dim(); ++i) {
-    text += (i == 0 ? "" : ", ") + std::to_string(tensor.size(i));
-  }
-  text += "]";
-  if (!tensor.is_contiguous()) text += " not contiguous";
-  text += tensor.is_cuda()  ? " on cuda:" + std::to_string(tensor.get_device())
+  return ", got " + tensor_text(tensor) +
+         (tensor.is_cuda()  ? " on cuda:" + std::to_string(tensor.get_device())
           : tensor.is_cpu() ? " on the CPU"
-                            : " on another device";
-  return text;
+                            : " on another device");
 }
 
 // The function is in the library of a torch with CUDA, which nothing may link that is built without
@@ -73,15 +66,6 @@ Number number_of(const Tensor& values, const char* op) {
   STD_TORCH_CHECK(dtype == ScalarType::BFloat16 || dtype == ScalarType::Half, op,
                   ": expected bfloat16 or float16 values for tensor cores", found(values));
   return dtype == ScalarType::BFloat16 ? Number::kBFloat16 : Number::kFloat16;
-}
-
-Activation parse_activation(const std::string& name, const char* op) {
-  if (name == "none") return Activation::kNone;
-  if (name == "relu") return Activation::kRelu;
-  if (name == "gelu") return Activation::kGelu;
-  if (name == "silu") return Activation::kSilu;
-  STD_TORCH_CHECK(false, op, ": expected an activation of none, relu, gelu, silu, got '", name,
-                  "'");
 }
 
 Blocks view_blocks(const Tensor& values, const Tensor& columns, const Tensor& offsets,

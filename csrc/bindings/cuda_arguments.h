@@ -20,7 +20,6 @@ std::string found(const torch::stable::Tensor& tensor);
 cudaStream_t current_stream(const torch::stable::Tensor& tensor, const char* op);
 
 Number number_of(const torch::stable::Tensor& values, const char* op);
-Activation parse_activation(const std::string& name, const char* op);
 
 // Places of tensors that were checked.
 inline uint16_t* bits_of(const torch::stable::Tensor& tensor) {

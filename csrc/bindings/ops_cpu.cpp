@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "bindings/arguments.h"
+#include "bindings/common.h"
 #include "cpu/dispatch.h"
 
 namespace sparsekern {
@@ -19,15 +20,6 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-Activation parse_activation(const std::string& name, const char* op) {
-  if (name == "none") return Activation::kNone;
-  if (name == "relu") return Activation::kRelu;
-  if (name == "gelu") return Activation::kGelu;
-  if (name == "silu") return Activation::kSilu;
-  STD_TORCH_CHECK(false, op, ": expected an activation of none, relu, gelu, silu, got '", name,
-                  "'");
-}
 
 const KernelInfo& pick_kernel(const std::string& name, Format format, Numbers values,
                               int64_t block_rows, int64_t tokens, const char* op) {

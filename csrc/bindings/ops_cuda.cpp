@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/common.h"
 #include "bindings/cuda_arguments.h"
 #include "cuda/block_product.h"
 #include "cuda/columns_product.h"

@@ -51,7 +51,7 @@ def test_what_is_printed(script: ModuleType) -> None:
     assert "kernel failed" in script.line(failed)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="shows what is said where there is no GPU; here is one")
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, SCRIPT, "--out", tmp_path / "gpu.jsonl"], capture_output=True, text=True)
     assert ran.returncode == 2 and "PyTorch finds no CUDA device" in ran.stderr

@@ -111,9 +111,9 @@ template __global__ void product<3>(const __half*, const __half*, float*, int);
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("nvcc") is None:
-        pytest.skip("needs nvcc")
+        pytest.skip("compiles a kernel: nvcc is not on the PATH, install a CUDA toolkit")
     if tools.find("cuobjdump") is None:
-        pytest.skip("needs cuobjdump (pip install triton)")
+        pytest.skip("reads machine code: no cuobjdump, pip install triton brings it")
     folder = tmp_path_factory.mktemp("nvidia")
     (folder / "planted.cu").write_text(SOURCE)
     archs = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=[sm_90,compute_90]"]

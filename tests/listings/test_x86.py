@@ -172,12 +172,7 @@ class TestLibrary:
 
     @pytest.fixture(autouse=True)
     def library(self) -> Path:
-        path = Path(_native.native.__file__)
-        try:
-            x86.disassemble(path, "sparsekern_outputs_r16_avx2")
-        except UnreadableError as error:
-            pytest.skip(str(error))
-        return path
+        return Path(_native.native.__file__)
 
     @pytest.mark.parametrize("name", [line["name"] for line in _native.native.kernels()] if _native.native else [])
     def test_main_loops_hold_the_tile_of_the_kernel_table(self, name: str, library: Path) -> None:

@@ -146,7 +146,7 @@ class Program:
                 assert active.all() and operands[-1] == "0x0"
                 return self._mma_sp(operands, _DTYPES[dtype])
             case _:
-                raise NotImplementedError(".".join(name))
+                raise AssertionError(f"an instruction that this file does not know: {'.'.join(name)}")
         bits = 1 if kind == "b1" else int(kind[1:])
         before = self.registers.get(operands[0], np.zeros_like(words))
         self.registers[operands[0]] = np.where(active, words & np.uint64(2**bits - 1), before)

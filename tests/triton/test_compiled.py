@@ -112,16 +112,22 @@ def steps_held(launch: Launch, multiplied_by: str) -> int:
     return launch.stages - (multiplied_by in ("mma.sync", "fma"))
 
 
-@on_architectures(BLOCK_CASES, demanding=2)
-def test_block_kernels(case: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    capability, rows, cols, tokens, dtype = case
-    launch = block_launch(capability, rows, cols, tokens, dtype, monkeypatch)
+def compile_checked(launch: Launch, capability: int, tokens: int, dtype: torch.dtype, folder: Path) -> Any:
+    """What every kernel must be: of the tile that was meant, with its instruction, copies ahead, no spills."""
     assert launch.constants["TOKENS"] == tokens
     compiled = launch.compile(capability)
     assert multiplier(compiled) == expected_multiplier(capability, tokens, dtype)
     assert compiled.asm["ptx"].count("cp.async.c") > 0
-    assert stack_bytes(compiled, tmp_path) == 0
+    assert stack_bytes(compiled, folder) == 0
     assert compiled.metadata.shared <= SHARED[capability]
+    return compiled
+
+
+@on_architectures(BLOCK_CASES, demanding=2)
+def test_block_kernels(case: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    capability, rows, cols, tokens, dtype = case
+    launch = block_launch(capability, rows, cols, tokens, dtype, monkeypatch)
+    compiled = compile_checked(launch, capability, tokens, dtype, tmp_path)
     step = (tokens + rows) * launch.constants["STEP"] * dtype.itemsize
     assert compiled.metadata.shared // step == steps_held(launch, multiplier(compiled))
 
@@ -130,12 +136,7 @@ def test_block_kernels(case: tuple[Any, ...], tmp_path: Path, monkeypatch: pytes
 def test_nm_kernels(case: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     capability, n, m, tokens, dtype = case
     launch = nm_launch(capability, n, m, tokens, dtype, monkeypatch)
-    assert launch.constants["TOKENS"] == tokens
-    compiled = launch.compile(capability)
-    assert multiplier(compiled) == expected_multiplier(capability, tokens, dtype)
-    assert compiled.asm["ptx"].count("cp.async.c") > 0
-    assert stack_bytes(compiled, tmp_path) == 0
-    assert compiled.metadata.shared <= SHARED[capability]
+    compiled = compile_checked(launch, capability, tokens, dtype, tmp_path)
     # Activations and packed values of each step that is held.
     inputs = 8 * m * launch.constants["GROUP_TILES"]
     step = (tokens + 16 * launch.constants["ROW_TILES"] * n // m) * inputs * dtype.itemsize

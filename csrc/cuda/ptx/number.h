@@ -1,17 +1,11 @@
-// The 16-bit numbers that tensor cores multiply, as tags, and their conversion. PTX ISA 9.7.9.21.
+// The conversion of 16-bit numbers. PTX ISA 9.7.9.21.
 #pragma once
 
 #include <stdint.h>
 
+#include "cuda/ptx/number_tags.h"
+
 namespace sparsekern::ptx {
-
-struct BFloat16 {
-  static constexpr bool kIsBFloat16 = true;
-};
-
-struct Float16 {
-  static constexpr bool kIsBFloat16 = false;
-};
 
 // Two floats rounded to nearest, `low` in the lower half of the word.
 template <class Number>

@@ -6,15 +6,9 @@
 #include <cmath>
 #include <limits>
 
+#include "cuda/ptx/number_tags.h"
+
 namespace sparsekern::ptx {
-
-struct BFloat16 {
-  static constexpr bool kIsBFloat16 = true;
-};
-
-struct Float16 {
-  static constexpr bool kIsBFloat16 = false;
-};
 
 inline float from_float16(uint16_t bits) {
   const int exponent = bits >> 10 & 0x1F, fraction = bits & 0x3FF;
