@@ -35,7 +35,6 @@ sys.path.insert(0, str(ROOT))  # a bare GPU machine has this checkout and nothin
 
 import sparsekern as sk  # noqa: E402
 from sparsekern.plan import Backend, Request  # noqa: E402
-from sparsekern.plan.gpu import pays  # noqa: E402
 from sparsekern.plan.registry import backend_named  # noqa: E402
 
 FLUSHED_BYTES = 256 * 2**20
@@ -201,7 +200,7 @@ def measure(case: Case, rounds: int, flush: Tensor) -> dict[str, Any]:
             torch.cuda.synchronize()
             times[name] = {"failed": f"{type(failed).__name__}: {str(failed).splitlines()[0][:160]}"}
     ours, dense = times["kernel"].get("median"), times["cublas"].get("median")
-    kept, capability = packed.values.numel(), torch.cuda.get_device_capability()
+    kept = packed.values.numel()
     return {
         "suite": "gpu",
         "case": case.record() | {"kernel": cuda().kernel_name(request(case), case.tokens)},
@@ -209,9 +208,7 @@ def measure(case: Case, rounds: int, flush: Tensor) -> dict[str, Any]:
         "speedup": dense / ours if ours and dense else None,
         "kept_tflops": 2e-12 * kept * case.tokens / ours if ours else None,
         "weight_gbs": 1e-9 * packed.nbytes / ours if ours else None,
-        "model_says_it_pays": pays(
-            case.granularity, packed.shape, kept, case.tokens, 10 * capability[0] + capability[1]
-        ),
+        "model_takes": cuda().serving(request(case), kept, case.tokens).name,
         "env": environment(),
     }
 

@@ -14,8 +14,8 @@ from ..layouts import NM, Block, Granularity
 from ..layouts.compressed import MAX_COLUMNS_16_BIT
 from ..listings import Code, nvidia
 from ..ops import format_grad_input, format_grad_values
-from ..plan.gpu import pays
-from ..plan.registry import Backend, KernelRecord, Request
+from ..plan.registry import KernelRecord, Request
+from .gpu import GpuBackend
 
 DTYPES = (torch.bfloat16, torch.float16)
 OLDEST = (8, 0)
@@ -25,11 +25,10 @@ SIDE = 16
 """Sides of blocks are multiples of this: what a tensor core multiplies at once."""
 
 
-class CudaBackend(Backend):
+class CudaBackend(GpuBackend):
     """Blocks and 2:4 in 16 bits on the tensor cores of NVIDIA GPUs, sums in float32."""
 
     name: ClassVar[str] = "cuda"
-    devices: ClassVar[tuple[str, ...]] = ("cuda",)
 
     def kernels(self) -> list[KernelRecord]:
         return list(_table(torch.cuda.is_available() and device_refusal() is None)) if native else []
@@ -61,7 +60,7 @@ class CudaBackend(Backend):
         )
         return next(fits)
 
-    def linear(
+    def product(
         self,
         x: Tensor,
         granularity: Granularity,
@@ -70,8 +69,6 @@ class CudaBackend(Backend):
         bias: Tensor | None,
         activation: str,
     ) -> Tensor:
-        if not _worth_it(x, granularity, shape, tensors[0]):
-            return torch.ops.sparsekern.linear.default(x, tensors, bias, granularity.spec, *shape, activation)
         if isinstance(granularity, NM):
             return torch.ops.sparsekern.nm_linear.default(
                 x, *tensors, bias, granularity.n, granularity.m, *shape, activation, ""
@@ -98,18 +95,6 @@ class CudaBackend(Backend):
             return None
         kernel = kernel or self.kernel_name(request, tokens)
         return nvidia.kernel_code(kernel, CUDA_LIBRARY, _function_of(kernel, request.dtype, tokens), target)
-
-
-def _worth_it(x: Tensor, granularity: Granularity, shape: tuple[int, int], values: Tensor) -> bool:
-    """What the model says of this many tokens; yes, where a compiler leaves their number open."""
-    tokens, stored = x.numel() // shape[1], values.numel()
-    if torch.compiler.is_compiling():
-        from torch.fx.experimental.symbolic_shapes import has_static_value
-
-        if not (has_static_value(tokens) and has_static_value(stored)):
-            return True
-    major, minor = torch.cuda.get_device_capability(x.device)
-    return pays(granularity, shape, int(stored), int(tokens), 10 * major + minor)
 
 
 def _function_of(kernel: str, dtype: torch.dtype, tokens: int) -> str:

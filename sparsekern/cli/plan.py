@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print the choice, and what the model says about each kernel that could serve the product."""
     request, stored = _request(args)
-    backend = plan.select(request)
+    backend = plan.select(request).serving(request, stored, args.tokens)
     choice = plan.host_plan().choose(backend, request, stored, args.tokens)
     kernel = choice.kernel or backend.kernel_name(request, args.tokens)
     if args.json:

@@ -209,8 +209,9 @@ def request_of(subject: Subject, target: str | None) -> plan.Request:
 def plan_stage(subject: Subject, tokens: int, target: str | None) -> PlanStage:
     """The choice of the plan for a number of tokens."""
     request = request_of(subject, target)
-    backend = plan.select(request)
-    choice = plan.host_plan().choose(backend, request, subject.packed.values.numel(), tokens)
+    stored = subject.packed.values.numel()
+    backend = plan.select(request).serving(request, stored, tokens)
+    choice = plan.host_plan().choose(backend, request, stored, tokens)
     cheapest_first = sorted(choice.costs.items(), key=lambda item: item[1].seconds)
     return PlanStage(
         tokens=tokens,

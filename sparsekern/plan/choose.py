@@ -253,5 +253,5 @@ def kernel_name(request: Request, stored: int, tokens: int) -> str:
         stored: number of its stored values, ``packed.values.numel()``.
         tokens: rows of the activation.
     """
-    backend = select(request)
+    backend = select(request).serving(request, stored, tokens)
     return host_plan().choose(backend, request, stored, tokens).kernel or backend.kernel_name(request, tokens)

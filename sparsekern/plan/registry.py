@@ -144,6 +144,16 @@ class Backend(ABC):
     def kernel_name(self, request: Request, tokens: int) -> str:
         """Name of the kernel that runs for so many tokens where nothing has been measured."""
 
+    def serving(self, request: Request, stored: int, tokens: int) -> Backend:
+        """The back end that :meth:`linear` leaves a product to: this one, unless another is expected to be faster.
+
+        Args:
+            request: the weight.
+            stored: number of its stored values.
+            tokens: rows of the activation.
+        """
+        return self
+
     def candidates(self, request: Request) -> list[KernelRecord]:
         """All kernels that can serve the request here, whatever the number of tokens; none if there is no choice."""
         return []

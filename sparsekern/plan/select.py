@@ -33,6 +33,11 @@ def _first_willing(request: Request) -> Backend:
     )
 
 
+def willing(request: Request) -> list[Backend]:
+    """Those that serve a request, the most preferred first."""
+    return [backend for backend in _of_device(request) if backend.refusal(request) is None]
+
+
 def _refuse_what_an_installation_would_serve(request: Request) -> None:
     """Raise for a device whose kernels are not installed: there, nobody wants the last resort without being told."""
     install = [missing for backend in _of_device(request) if (missing := backend.missing(request))]

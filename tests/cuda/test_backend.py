@@ -15,9 +15,10 @@ import torch
 
 import sparsekern as sk
 from sparsekern import _native
-from sparsekern.backends.cuda import CudaBackend, device_refusal
+from sparsekern.backends import CudaBackend, ReferenceBackend, TritonBackend, gpu as gpu_module
+from sparsekern.backends.cuda import device_refusal
 from sparsekern.cli import doctor
-from sparsekern.plan import Request, backends, refusals, select
+from sparsekern.plan import Request, backends, kernel_name, refusals, select
 
 ROOT = Path(__file__).resolve().parents[2]
 BF16, ON_GPU = torch.bfloat16, "cuda"
@@ -214,3 +215,78 @@ def test_its_code_is_shown(backend: CudaBackend, kernel: str) -> None:
 def test_no_code_without_a_target(backend: CudaBackend) -> None:
     assert backend.code("", Request(sk.Block(64, 64), (512, 512), BF16, ON_GPU), 128, None) is None
     assert backend.code("", Request(sk.Block(64, 1), (512, 512), BF16, ON_GPU), 128, "sm_80") is None
+
+
+# ---- handing over --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def both(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two GPUs, CUDA and Triton kernels, and nothing remembered of what was there before."""
+    monkeypatch.setattr("sparsekern.backends.triton.backend._device_refusal", lambda: None)
+    for name in ("_ranked", "_offered", "least_capability"):
+        monkeypatch.setattr(f"sparsekern.backends.gpu.{name}", getattr(gpu_module, name).__wrapped__)
+
+
+@pytest.mark.needs_native
+def test_a_product_is_handed_to_the_one_that_the_model_takes(both: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reports name it too. Nothing is multiplied here: the products of the back ends are replaced."""
+    served: list[str] = []
+    monkeypatch.setattr(CudaBackend, "product", lambda self, *rest: served.append(self.name))
+    monkeypatch.setattr(TritonBackend, "product", lambda self, *rest: served.append(self.name))
+    monkeypatch.setattr(ReferenceBackend, "linear", lambda self, *rest: served.append(self.name))
+    block, shape = sk.Block(64, 64), (8192, 8192)
+    backend = select(Request(block, shape, BF16, ON_GPU))
+    assert backend.name == "cuda"
+    for density, tokens, taken in ((0.25, 8192, "cuda"), (1.0, 8192, "reference"), (1.0, 16, "cuda")):
+        stored = round(density * shape[0] * shape[1])
+        x, values = (
+            torch.empty(tokens, shape[1], dtype=BF16, device="meta"),
+            torch.empty(stored, dtype=BF16, device="meta"),
+        )
+        backend.linear(x, block, shape, [values], None, "none")
+        assert served.pop() == taken == backend.serving(Request(block, shape, BF16, ON_GPU), stored, tokens).name
+        assert kernel_name(Request(block, shape, BF16, ON_GPU), stored, tokens).startswith(
+            "reference" if taken == "reference" else "block"
+        )
+    monkeypatch.setattr("sparsekern.plan.gpu.SECONDS", {"cuda": lambda *_: 2.0, "triton": lambda *_: 1.0})
+    backend.linear(torch.empty(512, 8192, dtype=BF16, device="meta"), block, shape, [values], None, "none")
+    assert served == ["triton"]
+    assert kernel_name(Request(block, shape, BF16, ON_GPU), stored, 512) == "triton_block"
+
+
+def test_without_a_gpu_a_graph_for_one_is_made_as_for_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert gpu_module.least_capability.__wrapped__() == 0
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_compiler_keeps_the_choice_or_leaves_the_number_of_tokens_open(
+    monkeypatch: pytest.MonkeyPatch, dynamic: bool
+) -> None:
+    """On a CPU, with products that PyTorch multiplies: what is compiled is the choice."""
+    asked: list[int] = []
+
+    def fastest(spec: str, shape: tuple[int, int], dtype: torch.dtype, stored: int, tokens: int) -> str:
+        asked.append(tokens)
+        return "reference"
+
+    fastest._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    monkeypatch.setattr(gpu_module, "_fastest", fastest)
+    monkeypatch.setattr(CudaBackend, "product", lambda self, x, granularity, shape, tensors, *rest: x @ tensors[0].T)
+    monkeypatch.setattr(
+        ReferenceBackend, "linear", lambda self, x, granularity, shape, tensors, *rest: -x @ tensors[0].T
+    )
+    backend, values = CudaBackend(), torch.randn(16, 32)
+    granularity = sk.pack(values, sk.Block(16, 16)).granularity
+
+    @torch.compile(backend="eager", fullgraph=True, dynamic=dynamic)
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        return backend.linear(x, granularity, (16, 32), [values], None, "none")
+
+    for tokens in (24, 40):
+        x = torch.randn(tokens, 32)
+        if dynamic:
+            torch._dynamo.mark_dynamic(x, 0)
+        torch.testing.assert_close(layer(x), (1 if dynamic else -1) * (x @ values.T))
+    assert set(asked) == (set() if dynamic else {24, 40})

@@ -170,7 +170,7 @@ def test_the_compiler_sees_the_kernel_and_that_it_writes_the_output_alone(
 
     class Layer(torch.nn.Module):
         def forward(self, x: torch.Tensor, bias: torch.Tensor, *parts: torch.Tensor) -> tuple[torch.Tensor]:
-            return (backend_named("triton").linear(x, granularity, (70, 100), parts, bias, "gelu"),)
+            return (backend_named("triton").product(x, granularity, (70, 100), parts, bias, "gelu"),)
 
     parts = sk.pack(torch.randn(70, 100), granularity, sk.make_mask(torch.randn(70, 100), granularity, 0.5)).tensors
     with FakeTensorMode():

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...layouts import NM, Block, Granularity
 from ...listings import Code, UnreadableError, triton_stages
-from ...plan.registry import Backend, KernelRecord, Request
+from ...plan.registry import KernelRecord, Request
+from ..gpu import GpuBackend
 from .tiles import BLOCK_ROWS, MIN_BLOCK_COLS, MIN_CAPABILITY, MOST_M, MOST_M_FLOAT32
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -20,14 +21,13 @@ MOST_ELEMENTS = 2**31
 """Places within the weight are 32-bit numbers."""
 
 
-class TritonBackend(Backend):
+class TritonBackend(GpuBackend):
     """Blocks and n:m on NVIDIA GPUs from sm_80 on.
 
     Gradients are the reference's. Nothing of Triton is imported before a request for a GPU.
     """
 
     name: ClassVar[str] = "triton"
-    devices: ClassVar[tuple[str, ...]] = ("cuda",)
 
     def kernels(self) -> list[KernelRecord]:
         dtypes = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES)
@@ -58,7 +58,7 @@ class TritonBackend(Backend):
     def kernel_name(self, request: Request, tokens: int) -> str:
         return f"triton_{request.granularity.kind}"
 
-    def linear(
+    def product(
         self,
         x: Tensor,
         granularity: Granularity,
