@@ -13,6 +13,7 @@
 #include "cpu/picks.inl.h"
 #include "cpu/rows.inl.h"
 #include "cpu/single_rows.inl.h"
+#include "cpu/single_weights.inl.h"
 #include "cpu/single.inl.h"
 #include "cpu/grad_transpose.inl.h"
 #include "cpu/grad_input.inl.h"
