@@ -41,15 +41,19 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, activati
 
 
 def check_packed(packed: PackedWeight, what: str) -> None:
-    """Refuse what is no packed weight, and one put together by hand that is malformed: kernels trust its indices.
+    """Refuse what is no packed matrix, and one put together by hand that is malformed: kernels trust its indices.
 
     Raises:
         TypeError: not a :class:`PackedWeight`.
-        ValueError: what :meth:`PackedWeight.verify` refuses.
+        ValueError: the weight of a convolution; what :meth:`PackedWeight.verify` refuses.
     """
     if not isinstance(packed, PackedWeight):
         raise TypeError(
             f"{what}: packed: expected a PackedWeight, got {type(packed).__name__}; sparsekern.pack makes one"
+        )
+    if packed.kernel is not None:
+        raise ValueError(
+            f"{what}: packed: expected a weight [out, in], got that of a convolution, {list(packed.dense_shape)}"
         )
     if not packed.verified:
         packed.verify(f"{what}: packed")
