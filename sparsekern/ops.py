@@ -43,12 +43,15 @@ def name_parts(granularity: Granularity, tensors: Sequence[Tensor]) -> dict[str,
     return dict(zip(granularity.part_names, tensors, strict=True))
 
 
-_APPLY: dict[str, Callable[[Tensor], Tensor]] = {
+APPLY: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y,
     "relu": F.relu,
     "gelu": F.gelu,
     "silu": F.silu,
+    "relu6": F.relu6,
+    "hardswish": F.hardswish,
 }
+"""What each activation computes, those of convolutions included."""
 
 
 def check_linear(
@@ -114,7 +117,7 @@ def _linear(
     layout = parse(granularity)
     dense = layout.unpack(name_parts(layout, weight), (out_features, in_features))
     with torch._C._DisableAutocast():
-        return _APPLY[activation](F.linear(x, dense, bias))
+        return APPLY[activation](F.linear(x, dense, bias))
 
 
 @torch.library.impl(LIBRARY, "block_linear", "CompositeExplicitAutograd")
@@ -228,6 +231,10 @@ def _grad_before_activation(grad: Tensor, y: Tensor, activation: str) -> Tensor:
     if activation == "relu":
         # Not a product with 0 or 1, which makes NaN of an infinite gradient that the unit does not pass on.
         return torch.ops.aten.threshold_backward(grad, y, 0)
+    if activation == "relu6":
+        return torch.ops.aten.hardtanh_backward(grad, y, 0, 6)
+    if activation == "hardswish":
+        return torch.ops.aten.hardswish_backward(grad, y)
     if activation == "gelu":
         return torch.ops.aten.gelu_backward(grad, y)
     return torch.ops.aten.silu_backward(grad, y)
@@ -241,8 +248,8 @@ class _Differentiable(torch.autograd.Function):
         ctx.product, ctx.activation = product, activation
         with torch._C._AutoDispatchBelowAutograd():
             y = product.forward(x, weight, bias, activation)
-        # Where it is positive a relu's output is its input, which the others do not give back.
-        ctx.save_for_backward(x, bias, y if activation == "relu" else None, *weight)
+        # Where they pass a gradient on, the output of these is their input, which the others do not give back.
+        ctx.save_for_backward(x, bias, y if activation in ("relu", "relu6") else None, *weight)
         return y
 
     @staticmethod
@@ -386,6 +393,11 @@ def needs_autograd(x: Tensor, bias: Tensor | None, values: Tensor) -> bool:
         return True
     # Forward mode is refused by autograd; below it the tangents would silently be lost.
     return forward_ad._current_level >= 0
+
+
+def refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
+    """The gradient of an op that is itself one."""
+    raise NotImplementedError("sparsekern: no second derivatives; call densify_ first if you need them")
 
 
 # ---- FLOP counts ---------------------------------------------------------------------------------
