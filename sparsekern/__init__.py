@@ -9,7 +9,7 @@ from ._native import apply_isa_limit as _apply_isa_limit
 if _sys.argv[:1] != ["-m"]:
     _apply_isa_limit()
 
-from . import backends as _backends, ops_grad as _ops_grad  # noqa: F401  (registers the back ends, and ops)
+from . import backends as _backends, ops_conv as _ops_conv, ops_grad as _ops_grad  # noqa: F401  (register themselves)
 from .io import load_, save
 from .layouts import NM, Block, Channel, PackedWeight, Unstructured, pack
 from .nn import JoinedLinear, Sparse, SparseLinear, densify_, join, linear, sparsify_

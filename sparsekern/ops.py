@@ -8,8 +8,9 @@ gradients are ops too, in ``ops_grad.py``.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,12 +43,15 @@ def name_parts(granularity: Granularity, tensors: Sequence[Tensor]) -> dict[str,
     return dict(zip(granularity.part_names, tensors, strict=True))
 
 
-_APPLY: dict[str, Callable[[Tensor], Tensor]] = {
+APPLY: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y,
     "relu": F.relu,
     "gelu": F.gelu,
     "silu": F.silu,
+    "relu6": F.relu6,
+    "hardswish": F.hardswish,
 }
+"""What each activation computes, those of convolutions included."""
 
 
 def check_linear(
@@ -113,7 +117,7 @@ def _linear(
     layout = parse(granularity)
     dense = layout.unpack(name_parts(layout, weight), (out_features, in_features))
     with torch._C._DisableAutocast():
-        return _APPLY[activation](F.linear(x, dense, bias))
+        return APPLY[activation](F.linear(x, dense, bias))
 
 
 @torch.library.impl(LIBRARY, "block_linear", "CompositeExplicitAutograd")
@@ -199,17 +203,27 @@ def _(
 # ---- autograd ------------------------------------------------------------------------------------
 
 
-class Product(Protocol):
-    """A product with a packed weight and its gradients, each computed by ops below their own autograd."""
+class Product(ABC):
+    """A product with a packed weight and its gradients, each computed by ops below their own autograd.
 
-    def linear(self, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, activation: str) -> Tensor:
+    ``grad`` is that of the product before its activation.
+    """
+
+    @abstractmethod
+    def forward(self, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, activation: str) -> Tensor:
         """``activation(x @ W.T + bias)``, ``[..., out]``."""
 
-    def grad_input(self, grad: Tensor, weight: Sequence[Tensor]) -> Tensor:
-        """``grad @ W``, ``[..., in]``, from ``grad``, ``[..., out]``, that of the product."""
+    @abstractmethod
+    def grad_input(self, grad: Tensor, x: Tensor, weight: Sequence[Tensor]) -> Tensor:
+        """``grad @ W``, ``[..., in]``, of the shape of ``x``."""
 
+    @abstractmethod
     def grad_values(self, grad: Tensor, x: Tensor, weight: Sequence[Tensor]) -> Tensor:
         """``grad.T @ x`` at the kept places, of the shape of ``weight[0]``; zero in its padding."""
+
+    def grad_bias(self, grad: Tensor) -> Tensor:
+        """``grad`` summed over all but the outputs, ``[out]``."""
+        return grad.reshape(-1, grad.shape[-1]).sum(0)
 
 
 def _grad_before_activation(grad: Tensor, y: Tensor, activation: str) -> Tensor:
@@ -217,21 +231,25 @@ def _grad_before_activation(grad: Tensor, y: Tensor, activation: str) -> Tensor:
     if activation == "relu":
         # Not a product with 0 or 1, which makes NaN of an infinite gradient that the unit does not pass on.
         return torch.ops.aten.threshold_backward(grad, y, 0)
+    if activation == "relu6":
+        return torch.ops.aten.hardtanh_backward(grad, y, 0, 6)
+    if activation == "hardswish":
+        return torch.ops.aten.hardswish_backward(grad, y)
     if activation == "gelu":
         return torch.ops.aten.gelu_backward(grad, y)
     return torch.ops.aten.silu_backward(grad, y)
 
 
-class _SparseLinear(torch.autograd.Function):
-    """``product.linear`` with its gradients."""
+class _Differentiable(torch.autograd.Function):
+    """``product.forward`` with its gradients."""
 
     @staticmethod
     def forward(ctx: Any, product: Product, activation: str, x: Tensor, bias: Tensor | None, *weight: Tensor) -> Tensor:
         ctx.product, ctx.activation = product, activation
         with torch._C._AutoDispatchBelowAutograd():
-            y = product.linear(x, weight, bias, activation)
-        # Where it is positive a relu's output is its input, which the others do not give back.
-        ctx.save_for_backward(x, bias, y if activation == "relu" else None, *weight)
+            y = product.forward(x, weight, bias, activation)
+        # Where they pass a gradient on, the output of these is their input, which the others do not give back.
+        ctx.save_for_backward(x, bias, y if activation in ("relu", "relu6") else None, *weight)
         return y
 
     @staticmethod
@@ -243,27 +261,27 @@ class _SparseLinear(torch.autograd.Function):
             if y is None:
                 # Recomputed: saved, it would take as much memory as the output itself.
                 with torch._C._AutoDispatchBelowAutograd():
-                    y = product.linear(x, weight, bias, "none")
+                    y = product.forward(x, weight, bias, "none")
             grad = _grad_before_activation(grad, y, activation)
         _, _, want_x, want_bias, want_values, *rest = ctx.needs_input_grad
-        grad_x = product.grad_input(grad, weight) if want_x else None
-        grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if want_bias else None
+        grad_x = product.grad_input(grad, x, weight) if want_x else None
+        grad_bias = product.grad_bias(grad) if want_bias else None
         grad_values = product.grad_values(grad, x, weight) if want_values else None
         return None, None, grad_x, grad_bias, grad_values, *(None for _ in rest)
 
 
 # Registered by hand: torch.library.register_autograd binds every argument to the schema and flattens every list at
 # each call, which takes several times as long as a small product.
-class _Linear:
+class _Linear(Product):
     """``sparsekern::linear`` as a :class:`Product`."""
 
     def __init__(self, granularity: str, out_features: int, in_features: int) -> None:
         self.rest = (granularity, out_features, in_features)
 
-    def linear(self, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, activation: str) -> Tensor:
+    def forward(self, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, activation: str) -> Tensor:
         return torch.ops.sparsekern.linear.default(x, weight, bias, *self.rest, activation)
 
-    def grad_input(self, grad: Tensor, weight: Sequence[Tensor]) -> Tensor:
+    def grad_input(self, grad: Tensor, x: Tensor, weight: Sequence[Tensor]) -> Tensor:
         return torch.ops.sparsekern.linear_grad_input.default(grad, weight, *self.rest)
 
     def grad_values(self, grad: Tensor, x: Tensor, weight: Sequence[Tensor]) -> Tensor:
@@ -282,7 +300,7 @@ def _autograd_linear(
     return differentiable(_Linear(granularity, out_features, in_features), activation, x, bias, weight)
 
 
-class _FormatLinear:
+class _FormatLinear(Product):
     """``sparsekern::block_linear`` or ``nm_linear`` as a :class:`Product`.
 
     Args:
@@ -294,11 +312,11 @@ class _FormatLinear:
     def __init__(self, name: str, numbers: tuple[int, ...], kernel: str) -> None:
         self.name, self.numbers, self.kernel = name, numbers, kernel
 
-    def linear(self, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, activation: str) -> Tensor:
+    def forward(self, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, activation: str) -> Tensor:
         op = getattr(torch.ops.sparsekern, self.name).default
         return op(x, *weight, bias, *self.numbers, activation, self.kernel)
 
-    def grad_input(self, grad: Tensor, weight: Sequence[Tensor]) -> Tensor:
+    def grad_input(self, grad: Tensor, x: Tensor, weight: Sequence[Tensor]) -> Tensor:
         return format_grad_input(self.name, grad, weight, self.numbers)
 
     def grad_values(self, grad: Tensor, x: Tensor, weight: Sequence[Tensor]) -> Tensor:
@@ -360,11 +378,11 @@ LIBRARY.impl("nm_linear", _autograd_nm_linear, "Autograd")
 def differentiable(
     product: Product, activation: str, x: Tensor, bias: Tensor | None, weight: Sequence[Tensor]
 ) -> Tensor:
-    """``product.linear`` without the autograd of what it calls, but with our gradients if any is wanted."""
+    """``product.forward`` without the autograd of what it calls, but with our gradients if any is wanted."""
     if needs_autograd(x, bias, weight[0]):
-        return _SparseLinear.apply(product, activation, x, bias, *weight)  # type: ignore[no-untyped-call]
+        return _Differentiable.apply(product, activation, x, bias, *weight)  # type: ignore[no-untyped-call]
     with torch._C._AutoDispatchBelowAutograd():
-        return product.linear(x, weight, bias, activation)
+        return product.forward(x, weight, bias, activation)
 
 
 def needs_autograd(x: Tensor, bias: Tensor | None, values: Tensor) -> bool:
@@ -375,6 +393,11 @@ def needs_autograd(x: Tensor, bias: Tensor | None, values: Tensor) -> bool:
         return True
     # Forward mode is refused by autograd; below it the tangents would silently be lost.
     return forward_ad._current_level >= 0
+
+
+def refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
+    """The gradient of an op that is itself one."""
+    raise NotImplementedError("sparsekern: no second derivatives; call densify_ first if you need them")
 
 
 # ---- FLOP counts ---------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .layouts import NM, parse
-from .ops import LIBRARY, block_spec, check_devices, count_flops, name_parts, refuse_kernel
+from .ops import LIBRARY, block_spec, check_devices, count_flops, name_parts, refuse_double_backward, refuse_kernel
 
 LIBRARY.define(
     "linear_grad_input(Tensor grad, Tensor[] weight, str granularity, int out_features, int in_features) -> Tensor"
@@ -175,13 +175,9 @@ def _fake_grad_values(grad: Tensor, x: Tensor, weight: Sequence[Tensor], what: s
 # ---- autograd ------------------------------------------------------------------------------------
 
 
-def _refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError("sparsekern: no second derivatives; call densify_ first if you need them")
-
-
 for _op in ("linear", "block_linear", "nm_linear"):
     for _of in ("input", "values"):
-        torch.library.register_autograd(f"sparsekern::{_op}_grad_{_of}", _refuse_double_backward, lib=LIBRARY)
+        torch.library.register_autograd(f"sparsekern::{_op}_grad_{_of}", refuse_double_backward, lib=LIBRARY)
 
 
 # ---- FLOP counts ---------------------------------------------------------------------------------

@@ -44,19 +44,25 @@ def support_matrix() -> str:
     records = [kernel for kernel in sk.kernels() if "_grad_" not in kernel.op and kernel.isa in (*LEVELS, "torch")]
     # Where one kernel takes all that another takes, such as 16n x c all of 32n x c, its line says it for both.
     widest = [kernel for kernel in records if not any(_says_it_for(other, kernel) for other in records)]
-    isas_of: dict[tuple[str, str], set[str]] = {}
+    isas_of: dict[tuple[str, str, str], set[str]] = {}
     for kernel in widest:
-        isas_of.setdefault((kernel.takes, ", ".join(kernel.dtypes)), set()).add(kernel.isa)
+        key = (_layer(kernel), kernel.takes, ", ".join(kernel.dtypes))
+        isas_of.setdefault(key, set()).add(kernel.isa)
     rows = [
-        (takes, dtypes, *("kernel" if isas & set(LEVELS[i:]) else "reference" for i in range(len(LEVELS))))
-        for (takes, dtypes), isas in isas_of.items()
+        (*key, *("kernel" if isas & set(LEVELS[i:]) else "reference" for i in range(len(LEVELS))))
+        for key, isas in sorted(isas_of.items(), key=lambda item: item[0][0] == "Conv2d")
     ]
-    return _markdown(("granularity", "weights", *ISAS.values()), rows)
+    return _markdown(("layer", "granularity", "weights", *ISAS.values()), rows)
+
+
+def _layer(kernel: sk.KernelRecord) -> str:
+    return "Conv2d" if kernel.op.endswith("conv2d") else "Linear"
 
 
 def _says_it_for(kernel: sk.KernelRecord, other: sk.KernelRecord) -> bool:
     if (
         not {kernel.isa, other.isa} <= set(LEVELS)
+        or _layer(kernel) != _layer(other)
         or not kernel.covers(other)
         or not set(other.dtypes) <= {*kernel.dtypes}
     ):

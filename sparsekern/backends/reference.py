@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..layouts import WEIGHT_DTYPES, Granularity, registered
+from ..plan.convolutions import ConvRequest
 from ..plan.registry import Backend, KernelRecord, Request
 
 
@@ -22,15 +23,10 @@ class ReferenceBackend(Backend):
         dtypes = tuple(str(d).removeprefix("torch.") for d in WEIGHT_DTYPES)
         return [
             KernelRecord(
-                name=f"reference_{kind}",
-                backend=self.name,
-                op="linear",
-                granularity=kind,
-                dtypes=dtypes,
-                isa="torch",
-                runs_here=True,
+                name=name, backend=self.name, op=op, granularity=kind, dtypes=dtypes, isa="torch", runs_here=True
             )
             for kind in registered()
+            for name, op in ((f"reference_{kind}", "linear"), (f"reference_conv_{kind}", "conv2d"))
         ]
 
     def refusal(self, request: Request) -> str | None:
@@ -49,3 +45,26 @@ class ReferenceBackend(Backend):
         activation: str,
     ) -> Tensor:
         return torch.ops.sparsekern.linear(x, tensors, bias, granularity.spec, shape[0], shape[1], activation)
+
+    def conv_refusal(self, request: ConvRequest) -> str | None:
+        return None
+
+    def conv_kernel_name(self, request: ConvRequest) -> str:
+        return f"reference_conv_{request.granularity.kind}"
+
+    def conv2d(
+        self,
+        x: Tensor,
+        granularity: Granularity,
+        shape: tuple[int, int, int, int],
+        tensors: Sequence[Tensor],
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+        activation: str,
+    ) -> Tensor:
+        return torch.ops.sparsekern.conv2d.default(
+            x, tensors, bias, granularity.spec, shape, stride, padding, dilation, groups, activation
+        )

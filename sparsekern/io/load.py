@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -194,7 +195,7 @@ def _layout(layer: SparseLinear) -> tuple[Granularity, str]:
 def _sparse(layer: nn.Linear | SparseLinear, weight: PackedWeight, name: str, activation: str) -> SparseLinear:
     # Copied, because tensors that were read from a file may still be backed by it.
     parts = {part: tensor.to(_values(layer).device, copy=True) for part, tensor in weight.parts.items()}
-    return sparse_twin(layer, PackedWeight(weight.granularity, weight.shape, parts, weight.verified), name, activation)
+    return sparse_twin(layer, dataclasses.replace(weight, parts=parts), name, activation)
 
 
 def _dense(layer: SparseLinear) -> nn.Linear:

@@ -2,6 +2,7 @@
 
 from .block import Block
 from .channel import Channel
+from .conv import matrix_of, weight_of
 from .granularity import Granularity, Parts, parse, register, registered
 from .join import join_outputs
 from .nm import NM
@@ -19,8 +20,10 @@ __all__ = [
     "Unstructured",
     "check_weight",
     "join_outputs",
+    "matrix_of",
     "pack",
     "parse",
     "register",
     "registered",
+    "weight_of",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from .conv import matrix_of, weight_of
 from .granularity import Granularity, Parts, require
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -19,8 +21,9 @@ class PackedWeight:
 
     Attributes:
         granularity: which weights were kept or dropped together.
-        shape: ``(out, in)`` of the dense weight.
+        shape: ``(out, in)`` of the dense weight; of a convolution's, ``(out, kh * kw * in)``.
         parts: the packed tensors, named and ordered as ``granularity.part_names``.
+        kernel: ``(kh, kw)`` of a convolution's weight; None for that of a linear layer.
         verified: whether the parts are known to be well formed. Kernels trust their indices, so whoever
             hands them to one verifies those of any other origin than :func:`pack` first.
     """
@@ -28,6 +31,7 @@ class PackedWeight:
     granularity: Granularity
     shape: tuple[int, int]
     parts: Parts = field(repr=False)
+    kernel: tuple[int, int] | None = None
     verified: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -37,7 +41,12 @@ class PackedWeight:
 
     @classmethod
     def from_tensors(
-        cls, granularity: Granularity, shape: tuple[int, int], tensors: Sequence[Tensor], what: str = "weight"
+        cls,
+        granularity: Granularity,
+        shape: tuple[int, int],
+        tensors: Sequence[Tensor],
+        what: str = "weight",
+        kernel: tuple[int, int] | None = None,
     ) -> PackedWeight:
         """Assemble and verify a packed weight from tensors of any origin.
 
@@ -46,9 +55,16 @@ class PackedWeight:
         """
         names = granularity.part_names
         require(len(tensors) == len(names), f"{what}: expected the tensors {list(names)}, got {len(tensors)} tensors")
-        packed = cls(granularity, shape, dict(zip(names, tensors, strict=True)))
+        packed = cls(granularity, shape, dict(zip(names, tensors, strict=True)), kernel)
         packed.verify(what)
         return packed
+
+    @property
+    def dense_shape(self) -> tuple[int, ...]:
+        """Shape of the dense weight: ``(out, in)``, or ``(out, in, kh, kw)`` with the inputs of one group."""
+        if self.kernel is None:
+            return self.shape
+        return self.shape[0], self.shape[1] // math.prod(self.kernel), *self.kernel
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -86,7 +102,11 @@ class PackedWeight:
         return sum(t.numel() * t.element_size() for t in self.parts.values())
 
     def to_dense(self) -> Tensor:
-        """The dense weight ``[out, in]``, zeros where nothing is stored."""
+        """The dense weight, ``[out, in]`` or ``[out, in, kh, kw]``, zeros where nothing is stored."""
+        return weight_of(self.to_matrix(), self.kernel)
+
+    def to_matrix(self) -> Tensor:
+        """The dense weight as a matrix of ``shape``, as granularities and kernels see it."""
         return self.granularity.unpack(self.parts, self.shape)
 
     def verify(self, what: str = "weight") -> None:
@@ -95,6 +115,10 @@ class PackedWeight:
         Raises:
             ValueError: naming ``what`` and the tensor, what was expected and what was found.
         """
+        require(
+            self.kernel is None or (min(self.kernel) > 0 and self.shape[1] % math.prod(self.kernel) == 0),
+            f"{what}: expected a kernel (kh, kw) that divides the {self.shape[1]} columns, got {self.kernel}",
+        )
         names = self.granularity.part_names
         require(tuple(self.parts) == names, f"{what}: expected the tensors {list(names)}, got {list(self.parts)}")
         require(self.device.type != "meta", f"{what}: expected tensors with values, got them on the meta device")
@@ -120,8 +144,10 @@ def pack(weight: Tensor, granularity: Granularity, mask: Tensor | None = None) -
     """Pack a weight so that ``pack(w, g, m).to_dense()`` equals ``w * m`` bit for bit.
 
     Args:
-        weight: ``[out, in]``, float32, bfloat16, float16 or float64, finite.
-        granularity: groups that are stored whole.
+        weight: ``[out, in]``, or ``[out, in, kh, kw]`` of a convolution, with the inputs of one of its groups; float32,
+            bfloat16, float16 or float64, finite.
+        granularity: groups that are stored whole; those of a convolution are groups of the matrix
+            ``[out, kh * kw * in]``, ``weight.permute(0, 2, 3, 1).flatten(1)``.
         mask: bool, the weight's shape, True = kept; None takes the weight's zeros as the mask.
             A group with any kept weight is stored; its dropped weights are stored as zeros.
 
@@ -134,9 +160,10 @@ def pack(weight: Tensor, granularity: Granularity, mask: Tensor | None = None) -
         mask = weight != 0
     else:
         _check_mask(mask, weight)
-    weight = weight.detach()
-    parts = granularity.pack(weight, mask)
-    return PackedWeight(granularity, (weight.shape[0], weight.shape[1]), parts, verified=True)
+    matrix = matrix_of(weight.detach())
+    parts = granularity.pack(matrix, matrix_of(mask))
+    kernel = None if weight.dim() == 2 else (weight.shape[2], weight.shape[3])
+    return PackedWeight(granularity, (matrix.shape[0], matrix.shape[1]), parts, kernel, verified=True)
 
 
 def check_weight(weight: Tensor, granularity: Granularity, what: str = "weight") -> None:
@@ -144,14 +171,17 @@ def check_weight(weight: Tensor, granularity: Granularity, what: str = "weight")
     if not isinstance(granularity, Granularity):
         raise TypeError(f"{what}: expected a granularity such as Block(16, 1), got {granularity!r}")
     if not isinstance(weight, Tensor):
-        raise TypeError(f"{what}: expected a tensor [out, in], got {type(weight).__name__}")
+        raise TypeError(f"{what}: expected a tensor [out, in] or [out, in, kh, kw], got {type(weight).__name__}")
     if weight.layout != torch.strided or weight.dtype not in WEIGHT_DTYPES:
         raise TypeError(
             f"{what}: expected a dense tensor of {', '.join(str(d) for d in WEIGHT_DTYPES)}, "
             f"got {weight.dtype} ({weight.layout})"
         )
-    require(weight.dim() == 2, f"{what}: expected two dimensions [out, in], got shape {list(weight.shape)}")
-    granularity.check_shape((weight.shape[0], weight.shape[1]), what)
+    require(
+        weight.dim() in (2, 4),
+        f"{what}: expected two dimensions [out, in], or four [out, in, kh, kw], got shape {list(weight.shape)}",
+    )
+    granularity.check_shape((weight.shape[0], math.prod(weight.shape[1:])), what)
     require(bool(weight.isfinite().all()), f"{what}: holds NaN or infinity; a mask over it would hide the fault")
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..layouts import Granularity, PackedWeight
-from ..ops import check_linear, differentiable, needs_autograd
+from ..ops import Product, check_linear, differentiable, needs_autograd
 from ..plan import Backend, Request, select
 
 
@@ -41,15 +41,19 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, activati
 
 
 def check_packed(packed: PackedWeight, what: str) -> None:
-    """Refuse what is no packed weight, and one put together by hand that is malformed: kernels trust its indices.
+    """Refuse what is no packed matrix, and one put together by hand that is malformed: kernels trust its indices.
 
     Raises:
         TypeError: not a :class:`PackedWeight`.
-        ValueError: what :meth:`PackedWeight.verify` refuses.
+        ValueError: the weight of a convolution; what :meth:`PackedWeight.verify` refuses.
     """
     if not isinstance(packed, PackedWeight):
         raise TypeError(
             f"{what}: packed: expected a PackedWeight, got {type(packed).__name__}; sparsekern.pack makes one"
+        )
+    if packed.kernel is not None:
+        raise ValueError(
+            f"{what}: packed: expected a weight [out, in], got that of a convolution, {list(packed.dense_shape)}"
         )
     if not packed.verified:
         packed.verify(f"{what}: packed")
@@ -94,16 +98,16 @@ def run_linear(
     return differentiable(_Product(backend, granularity, shape), activation, x, bias, tensors)
 
 
-class _Product:
+class _Product(Product):
     """A back end's product with one weight, as ``ops.differentiable`` takes it."""
 
     def __init__(self, backend: Backend, granularity: Granularity, shape: tuple[int, int]) -> None:
         self.backend, self.granularity, self.shape = backend, granularity, shape
 
-    def linear(self, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, activation: str) -> Tensor:
+    def forward(self, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, activation: str) -> Tensor:
         return self.backend.linear(x, self.granularity, self.shape, weight, bias, activation)
 
-    def grad_input(self, grad: Tensor, weight: Sequence[Tensor]) -> Tensor:
+    def grad_input(self, grad: Tensor, x: Tensor, weight: Sequence[Tensor]) -> Tensor:
         return self.backend.grad_input(grad, self.granularity, self.shape, weight)
 
     def grad_values(self, grad: Tensor, x: Tensor, weight: Sequence[Tensor]) -> Tensor:

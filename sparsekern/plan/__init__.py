@@ -1,6 +1,7 @@
 """The middle end: what kernels exist, what they cost here, which one serves a weight."""
 
 from .choose import Choice, HostPlan, host_plan, kernel_name, renew
+from .convolutions import ConvRequest
 from .cost import Cost, Work, predict
 from .measure import PackedLayer, Sample, Timing, interleave, time_linear
 from .rates import Rates, measure_rates
@@ -13,13 +14,14 @@ from .registry import (
     kernels,
     register_backend,
 )
-from .select import refusals, select
+from .select import conv_kernel_name, refusals, select, select_conv
 from .store import Entry, Store, host_key
 from .target import Target
 
 __all__ = [
     "Backend",
     "Choice",
+    "ConvRequest",
     "Cost",
     "Entry",
     "HostPlan",
@@ -34,6 +36,7 @@ __all__ = [
     "Timing",
     "Work",
     "backends",
+    "conv_kernel_name",
     "host_key",
     "host_plan",
     "interleave",
@@ -45,5 +48,6 @@ __all__ = [
     "register_backend",
     "renew",
     "select",
+    "select_conv",
     "time_linear",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..layouts import Granularity
 from ..listings import Code
+from .convolutions import Convolutions
 
 FAMILIES = ("outputs", "tokens", "single", "vector")
 """Layouts of a loop whose cost the model knows; the others, ``pairs`` and ``tiles``, are not ranked by it."""
@@ -119,7 +120,7 @@ class Request:
     device: str
 
 
-class Backend(ABC):
+class Backend(Convolutions, ABC):
     """A way to execute packed weights."""
 
     name: ClassVar[str]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..layouts import parse
+from .convolutions import ConvRequest
 from .registry import Backend, Request, backend_named, backends
 
 
@@ -20,17 +21,35 @@ def select(request: Request) -> Backend:
     return _first_willing(request)
 
 
-def _first_willing(request: Request) -> Backend:
+def select_conv(request: ConvRequest) -> Backend:
+    """The preferred back end for a convolution; the reference serves what nobody else does.
+
+    Raises:
+        NotImplementedError: no back end serves it, with each one's reason.
+    """
+    if torch.compiler.is_compiling():
+        name = _conv_name_as_constant(
+            request.granularity.spec, request.shape, request.groups, request.dtype, request.device
+        )
+        return backend_named(name)
+    return _first_willing(request)
+
+
+def _first_willing(request: Request | ConvRequest) -> Backend:
     for backend in _of_device(request):
-        if backend.refusal(request) is None:
-            if backend.is_last_resort:
+        if _refusal(backend, request) is None:
+            if backend.is_last_resort and isinstance(request, Request):
                 _refuse_what_an_installation_would_serve(request)
             return backend
-    reasons = "; ".join(f"{b.name}: {b.refusal(request)}" for b in _of_device(request))
+    reasons = "; ".join(f"{b.name}: {_refusal(b, request)}" for b in _of_device(request))
     raise NotImplementedError(
         f"no back end for {request.granularity.label} {request.dtype} on {request.device} "
         f"({reasons or 'none registered'})"
     )
+
+
+def _refusal(backend: Backend, request: Request | ConvRequest) -> str | None:
+    return backend.refusal(request) if isinstance(request, Request) else backend.conv_refusal(request)
 
 
 def willing(request: Request) -> list[Backend]:
@@ -48,7 +67,7 @@ def _refuse_what_an_installation_would_serve(request: Request) -> None:
         )
 
 
-def _of_device(request: Request) -> list[Backend]:
+def _of_device(request: Request | ConvRequest) -> list[Backend]:
     """Those that are for the weight's device, so that no report says of a weight on a CPU that it is not on a GPU."""
     device = request.device.partition(":")[0]
     return [backend for backend in backends() if not backend.devices or device in backend.devices]
@@ -58,18 +77,30 @@ def _name_as_constant(spec: str, shape: tuple[int, int], dtype: torch.dtype, dev
     return _first_willing(Request(parse(spec), shape, dtype, device)).name
 
 
+def _conv_name_as_constant(
+    spec: str, shape: tuple[int, int, int, int], groups: int, dtype: torch.dtype, device: str
+) -> str:
+    return _first_willing(ConvRequest(parse(spec), shape, groups, dtype, device)).name
+
+
 # The compiler cannot look into a back end's native code and need not: the choice depends on no
 # tensor. Plain data goes in and out, which it can guard and keep as a constant. This is what
 # torch.compiler.assume_constant_result does after importing the compiler, which takes a second.
 _name_as_constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_conv_name_as_constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def refusals(request: Request) -> dict[str, str]:
+def refusals(request: Request | ConvRequest) -> dict[str, str]:
     """Reasons of the back ends that come before the selected one and refused."""
     reasons: dict[str, str] = {}
     for backend in _of_device(request):
-        reason = backend.refusal(request)
+        reason = _refusal(backend, request)
         if reason is None:
             break
         reasons[backend.name] = reason
     return reasons
+
+
+def conv_kernel_name(request: ConvRequest) -> str:
+    """Name of the kernel that runs a convolution, on the back end that serves it, for reports."""
+    return select_conv(request).conv_kernel_name(request)

@@ -6,7 +6,7 @@ from numbers import Real
 
 from torch import Tensor
 
-from ..layouts import Granularity, check_weight
+from ..layouts import Granularity, check_weight, matrix_of, weight_of
 from .criteria import CRITERIA
 
 
@@ -16,7 +16,7 @@ def make_mask(
     """Choose which weights to keep.
 
     Args:
-        weight: ``[out, in]``, finite.
+        weight: ``[out, in]``, or ``[out, in, kh, kw]`` of a convolution, as :func:`sparsekern.pack` takes it; finite.
         granularity: groups that are kept or dropped together.
         sparsity: share of the groups to drop, in [0, 1). Granularities that imply one take None.
         criterion: how a weight is scored; ``"magnitude"`` ranks groups by their squared norm.
@@ -33,7 +33,8 @@ def make_mask(
     check_sparsity(sparsity)
     if criterion not in CRITERIA:
         raise ValueError(f"criterion: expected one of {', '.join(CRITERIA)}, got {criterion!r}")
-    return granularity.mask(CRITERIA[criterion](weight), sparsity)
+    mask = granularity.mask(CRITERIA[criterion](matrix_of(weight)), sparsity)
+    return weight_of(mask, None if weight.dim() == 2 else (weight.shape[2], weight.shape[3]))
 
 
 def check_sparsity(sparsity: object, what: str = "sparsity") -> None:

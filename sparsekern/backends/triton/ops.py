@@ -21,7 +21,7 @@ from torch.library import triton_op, wrap_triton
 from torch.utils.flop_counter import register_flop_formula
 
 from ...layouts import NM
-from ...ops import LIBRARY, block_spec, check_devices, check_linear, count_flops, differentiable
+from ...ops import LIBRARY, Product, block_spec, check_devices, check_linear, count_flops, differentiable
 from .kernels.block import block_linear_kernel
 from .kernels.nm import nm_linear_kernel
 from .tiles import MIN_CAPABILITY, block_constants, block_tile, nm_constants, nm_tile
@@ -160,7 +160,7 @@ def _(
 # ---- autograd ------------------------------------------------------------------------------------
 
 
-class _TritonLinear:
+class _TritonLinear(Product):
     """An op of this file as an ``ops.Product``, with the reference's gradients: dense products, on tensor cores.
 
     Args:
@@ -172,10 +172,10 @@ class _TritonLinear:
     def __init__(self, op: Any, numbers: tuple[int, ...], granularity: str) -> None:
         self.op, self.numbers, self.granularity = op, numbers, granularity
 
-    def linear(self, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, activation: str) -> Tensor:
+    def forward(self, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, activation: str) -> Tensor:
         return self.op(x, *weight, bias, *self.numbers, activation)
 
-    def grad_input(self, grad: Tensor, weight: Sequence[Tensor]) -> Tensor:
+    def grad_input(self, grad: Tensor, x: Tensor, weight: Sequence[Tensor]) -> Tensor:
         return torch.ops.sparsekern.linear_grad_input.default(grad, weight, self.granularity, *self.numbers[-2:])
 
     def grad_values(self, grad: Tensor, x: Tensor, weight: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,28 @@
+"""A convolution's weight seen as a matrix, and back: granularities know nothing but matrices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def matrix_of(weight: Tensor) -> Tensor:
+    """``[out, in, kh, kw]`` as ``[out, kh * kw * in]``, in channels-last order; a matrix as it is.
+
+    So the inputs of one pixel lie side by side, as they do in a channels-last image.
+    """
+    return weight if weight.dim() == 2 else weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def weight_of(matrix: Tensor, kernel: tuple[int, int] | None) -> Tensor:
+    """The weight ``[out, in, kh, kw]`` of which this is the matrix, contiguous; the matrix itself without a kernel.
+
+    Args:
+        matrix: ``[out, kh * kw * in]``.
+        kernel: ``(kh, kw)``, or None for the weight of a linear layer.
+    """
+    if kernel is None:
+        return matrix
+    # Cloned: of a 1x1 kernel the view counts as contiguous but keeps strides by which convolutions take it for
+    # channels-last, and then they return their output so.
+    return matrix.unflatten(1, (*kernel, -1)).permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)

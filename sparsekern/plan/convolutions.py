@@ -1,0 +1,135 @@
+"""What a convolution asks of a back end, and what a back end that has some answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..layouts import Granularity
+
+
+@dataclass(frozen=True)
+class ConvRequest:
+    """What a convolution asks of a back end, everything but its input, stride, padding and dilation.
+
+    Attributes:
+        granularity: layout of the weight.
+        shape: ``(out, in / groups, kh, kw)`` of the dense weight.
+        groups: of inputs and outputs.
+        dtype: of the weight.
+        device: type of the device.
+    """
+
+    granularity: Granularity
+    shape: tuple[int, int, int, int]
+    groups: int
+    dtype: torch.dtype
+    device: str
+
+
+class Convolutions:
+    """The part of a :class:`Backend` that convolves; one that does not say otherwise refuses all of them."""
+
+    name: ClassVar[str]
+
+    def conv_refusal(self, request: ConvRequest) -> str | None:
+        """As :meth:`Backend.refusal`, for a convolution; a back end that serves some also defines the methods below."""
+        return "no convolutions"
+
+    def conv_kernel_name(self, request: ConvRequest) -> str:
+        """Name of the kernel that runs for a convolution."""
+        raise NotImplementedError(f"{self.name} has no convolutions")
+
+    def conv2d(
+        self,
+        x: Tensor,
+        granularity: Granularity,
+        shape: tuple[int, int, int, int],
+        tensors: Sequence[Tensor],
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+        activation: str,
+    ) -> Tensor:
+        """``activation(conv2d(x, W) + bias)``, with ``W`` packed in ``tensors``.
+
+        Called with nothing that :meth:`conv_refusal` refuses, outside autocast; gradients are the caller's. Callers
+        have verified the packed tensors, and checked everything with ``ops_conv.check_conv``; while a graph is
+        compiled, all but the sizes of the image.
+
+        Args:
+            x: ``[batch, channels, height, width]``, the weight's dtype and device; any strides, also no images.
+            granularity: layout of the matrix ``[out, kh * kw * in / groups]``.
+            shape: ``(out, in / groups, kh, kw)``.
+            tensors: the packed tensors in the order of ``granularity.part_names``.
+            bias: ``[out]``, the weight's dtype and device, any stride; or None.
+            stride: steps of the kernel, of the height and of the width, as the next two.
+            padding: zeros on each side.
+            dilation: distance of the kernel's pixels.
+            groups: an output sees the inputs of its own group.
+            activation: one of ``ops_conv.CONV_ACTIVATIONS``.
+
+        Returns:
+            ``[batch, out, height, width]`` of the weight's dtype, in the memory format ``ops_conv.layout_of(x)``:
+            new memory.
+        """
+        raise NotImplementedError(f"{self.name} has no convolutions")
+
+    def conv_grad_input(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        granularity: Granularity,
+        shape: tuple[int, int, int, int],
+        tensors: Sequence[Tensor],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+    ) -> Tensor:
+        """The gradient of :meth:`conv2d`'s input; the reference, unless a back end has a faster one.
+
+        Args:
+            grad: that of the convolution before its activation; any strides.
+            x: the input, of which only the shape and the memory format count.
+            granularity: this and what follows as for :meth:`conv2d`.
+            shape: ``(out, in / groups, kh, kw)``.
+            tensors: the packed tensors.
+            stride: of the convolution.
+            padding: of the convolution.
+            dilation: of the convolution.
+            groups: of the convolution.
+
+        Returns:
+            Of the shape of ``x``, in the memory format ``ops_conv.layout_of(x)``: new memory.
+        """
+        return torch.ops.sparsekern.conv2d_grad_input.default(
+            grad, x, tensors, granularity.spec, shape, stride, padding, dilation, groups
+        )
+
+    def conv_grad_values(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        granularity: Granularity,
+        shape: tuple[int, int, int, int],
+        tensors: Sequence[Tensor],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+    ) -> Tensor:
+        """The gradient of the packed values; arguments as for :meth:`conv_grad_input`.
+
+        Returns:
+            Of the shape of the values: new memory, zero in the padding.
+        """
+        return torch.ops.sparsekern.conv2d_grad_values.default(
+            grad, x, tensors, granularity.spec, shape, stride, padding, dilation, groups
+        )
