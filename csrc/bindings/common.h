@@ -22,13 +22,15 @@ inline std::string tensor_text(const torch::stable::Tensor& tensor) {
   return tensor.is_contiguous() ? text : text + " not contiguous";
 }
 
-inline Activation parse_activation(const std::string& name, const char* op) {
+// `others`: those that the op knows besides.
+inline Activation parse_activation(const std::string& name, const char* op,
+                                   const char* others = "") {
   if (name == "none") return Activation::kNone;
   if (name == "relu") return Activation::kRelu;
   if (name == "gelu") return Activation::kGelu;
   if (name == "silu") return Activation::kSilu;
-  STD_TORCH_CHECK(false, op, ": expected an activation of none, relu, gelu, silu, got '", name,
-                  "'");
+  STD_TORCH_CHECK(false, op, ": expected an activation of none, relu, gelu, silu", others,
+                  ", got '", name, "'");
 }
 
 // Numbers from one row of the last dimension to the next, if one number says it for all of them and

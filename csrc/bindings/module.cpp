@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/conv_dispatch.h"
 #include "cpu/dispatch.h"
 #include "cpu/grad_dispatch.h"
 #include "cpu/peak.h"
@@ -107,6 +108,24 @@ py::list grad_kernels() {
   return records;
 }
 
+py::list conv_kernels() {
+  int count = 0;
+  const ConvKernelInfo* table = conv_kernel_table(&count);
+  py::list records;
+  for (int i = 0; i < count; ++i) {
+    const ConvKernelInfo& kernel = table[i];
+    py::dict record;
+    record["name"] = kernel.name;
+    record["format"] = format_name(kernel.format);
+    record["rows"] = kernel.rows;
+    record["multiple"] = kernel.multiple;
+    record["isa"] = isa_name(kernel.isa);
+    record["runs_here"] = kernel.run != nullptr && isa_supported(kernel.isa);
+    records.append(record);
+  }
+  return records;
+}
+
 // That of the CUDA library, which may not be built: what there would be.
 py::list cuda_kernels() {
   constexpr int64_t kAnyTokens = 0;
@@ -132,15 +151,23 @@ py::list cuda_kernels() {
   return records;
 }
 
+Format parse_format(const std::string& name) {
+  for (const Format format : {Format::kBlock, Format::kNM}) {
+    if (name == format_name(format)) return format;
+  }
+  throw py::value_error("unknown format '" + name + "'");
+}
+
 std::string choose(const std::string& format, int64_t block_rows, int64_t tokens,
                    const std::string& values) {
-  const Numbers numbers = parse_numbers(values);
-  for (const Format known : {Format::kBlock, Format::kNM}) {
-    if (format != format_name(known)) continue;
-    const KernelInfo* kernel = choose_kernel(known, numbers, block_rows, tokens);
-    return kernel == nullptr ? "" : kernel->name;
-  }
-  throw py::value_error("unknown format '" + format + "'");
+  const KernelInfo* kernel =
+      choose_kernel(parse_format(format), parse_numbers(values), block_rows, tokens);
+  return kernel == nullptr ? "" : kernel->name;
+}
+
+std::string choose_conv(const std::string& format, int64_t block_rows) {
+  const ConvKernelInfo* kernel = choose_conv_kernel(parse_format(format), block_rows);
+  return kernel == nullptr ? "" : kernel->name;
 }
 
 }  // namespace
@@ -154,10 +181,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", &set_isa, py::arg("name"), "Lower or restore the level in use.");
   m.def("kernels", &kernels, "The CPU kernel table.");
   m.def("grad_kernels", &grad_kernels, "The CPU kernel table of the gradients.");
+  m.def("conv_kernels", &conv_kernels, "The CPU kernel table of the convolutions.");
   m.def("cuda_kernels", &cuda_kernels, "The table of the CUDA library, built or not.");
   m.def("choose", &choose, py::arg("format"), py::arg("rows"), py::arg("tokens"),
         py::arg("values") = "float32",
         "Name of the kernel that serves a format with so many rows together; empty if none does.");
+  m.def("choose_conv", &choose_conv, py::arg("format"), py::arg("rows"),
+        "Name of the kernel that convolves with a format; empty if none does.");
   m.def(
       "fma_peak_gflops",
       [](double seconds, const std::string& values) {

@@ -106,7 +106,7 @@ double density_of(const NMMatrixOf<T>& a) {
   return double(a.n) / double(a.m);
 }
 
-enum class Activation : int32_t { kNone, kRelu, kGelu, kSilu };
+enum class Activation : int32_t { kNone, kRelu, kGelu, kSilu, kRelu6, kHardswish };
 
 // y = activation(x * W^T + bias), x [tokens, in_features], y [tokens, out_features].
 template <class T>

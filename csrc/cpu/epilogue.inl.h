@@ -55,6 +55,12 @@ SPARSEKERN_INLINE typename V::Reg activate(typename V::Reg x, Activation activat
       const typename V::Reg e = exp_in_range<V>(V::max(V::set(-87.0f), minus));
       return V::div(x, V::add(V::set(1.0f), e));
     }
+    case Activation::kRelu6:
+      return V::min(V::set(6.0f), V::max(V::zero(), x));
+    case Activation::kHardswish: {
+      const typename V::Reg gate = V::add(x, V::set(3.0f));
+      return V::mul(x, V::mul(V::min(V::set(6.0f), V::max(V::zero(), gate)), V::set(1.0f / 6)));
+    }
     default:
       return x;
   }

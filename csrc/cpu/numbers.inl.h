@@ -28,3 +28,12 @@ static SPARSEKERN_INLINE void store_first(BFloat16* to, typename V::Reg v, int n
   V::store(lane, v);
   for (int i = 0; i < n; ++i) round_to(lane[i], to + i);
 }
+
+template <class V>
+static SPARSEKERN_INLINE void store_all(float* to, typename V::Reg v) {
+  V::store(to, v);
+}
+template <class V>
+static SPARSEKERN_INLINE void store_all(BFloat16* to, typename V::Reg v) {
+  store_first<V>(to, v, V::kLanes);
+}

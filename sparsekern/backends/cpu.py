@@ -6,28 +6,28 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import ClassVar, TypeGuard
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .._native import failure, native
-from ..layouts import NM, Block, Granularity, Unstructured
-from ..layouts.compressed import MAX_COLUMNS_16_BIT
+from .._native import native
+from ..layouts import NM, Block, Granularity
 from ..listings import Code, x86
 from ..ops import format_grad_input, format_grad_values
 from ..plan.choose import kernel_for
 from ..plan.registry import FAMILIES, Backend, KernelRecord, Request, Tile
+from .cpu_conv import CONV_OPS, CpuConvolutions
+from .formats import blocks_of, format_of, is_nm, refused_weight
 
 OPS = {Block.kind: "block_linear", NM.kind: "nm_linear"}
 """The op of each format that has kernels."""
 
-DTYPES = (torch.float32, torch.bfloat16)
 SERVES = {"float32": ("float32", "bfloat16"), "bfloat16": ("bfloat16",)}
 """The dtypes of weights for kernels of either numbers: bfloat16 is widened for those of float32."""
 
 
-class CpuBackend(Backend):
+class CpuBackend(CpuConvolutions, Backend):
     """Blocks, single weights and n:m on x86-64 with AVX-512 or AVX2, and portably on anything else.
 
     Products of bfloat16 are summed in float32: by kernels of their own where the CPU multiplies bfloat16, by those of
@@ -40,27 +40,16 @@ class CpuBackend(Backend):
         return list(_table(self.name)) if native else []
 
     def refusal(self, request: Request) -> str | None:
-        if native is None:
-            return f"native kernels are not installed ({failure})"
-        if request.device != "cpu":
-            return f"weight is on {request.device}"
-        if request.dtype not in DTYPES:
-            return f"no kernel for {request.dtype}"
-        format_ = _format(request.granularity)
-        if format_ is None:
-            return f"no kernel for {request.granularity.label}"
-        if isinstance(format_, Block) and format_.grid(request.shape)[1] > MAX_COLUMNS_16_BIT:
-            return f"more than {MAX_COLUMNS_16_BIT} block columns"
-        return None
+        return refused_weight(request.granularity, request.shape, request.dtype, request.device)
 
     def kernel_name(self, request: Request, tokens: int) -> str:
-        format_ = _format(request.granularity)
+        format_ = format_of(request.granularity)
         assert format_ is not None
         # The op handles an input without tokens like one token.
         return native.choose(format_.kind, format_.rows, max(1, tokens), str(request.dtype).removeprefix("torch."))
 
     def candidates(self, request: Request) -> list[KernelRecord]:
-        format_ = _format(request.granularity)
+        format_ = format_of(request.granularity)
         if format_ is None or self.refusal(request) is not None:
             return []
         op, dtype = OPS[format_.kind], str(request.dtype).removeprefix("torch.")
@@ -99,11 +88,11 @@ class CpuBackend(Backend):
         activation: str,
     ) -> Tensor:
         # The overloads, for choosing one by the arguments costs more than calling it.
-        if _is_nm(granularity):
+        if is_nm(granularity):
             return torch.ops.sparsekern.nm_linear.default(
                 x, *tensors, bias, granularity.n, granularity.m, shape[0], shape[1], activation, kernel
             )
-        values, columns, offsets = _blocks(granularity, tensors)
+        values, columns, offsets = blocks_of(granularity, tensors)
         return torch.ops.sparsekern.block_linear.default(
             x, values, columns, offsets, bias, shape[0], shape[1], activation, kernel
         )
@@ -111,16 +100,18 @@ class CpuBackend(Backend):
     def grad_input(
         self, grad: Tensor, granularity: Granularity, shape: tuple[int, int], tensors: Sequence[Tensor]
     ) -> Tensor:
-        if _is_nm(granularity):
+        if is_nm(granularity):
             return format_grad_input("nm_linear", grad, tensors, (granularity.n, granularity.m, *shape))
-        return format_grad_input("block_linear", grad, _blocks(granularity, tensors), shape)
+        return format_grad_input("block_linear", grad, blocks_of(granularity, tensors), shape)
 
     def grad_values(
         self, grad: Tensor, x: Tensor, granularity: Granularity, shape: tuple[int, int], tensors: Sequence[Tensor]
     ) -> Tensor:
-        if _is_nm(granularity):
+        if is_nm(granularity):
             return format_grad_values("nm_linear", grad, x, tensors, (granularity.n, granularity.m, *shape))
-        return format_grad_values("block_linear", grad, x, _blocks(granularity, tensors), shape).view(tensors[0].shape)
+        return format_grad_values("block_linear", grad, x, blocks_of(granularity, tensors), shape).view(
+            tensors[0].shape
+        )
 
     def code(self, kernel: str, request: Request, tokens: int, target: str | None) -> Code | None:
         if target is not None or self.refusal(request) is not None:
@@ -137,7 +128,7 @@ class CpuBackend(Backend):
 
 def _forms_of(granularity: Granularity) -> tuple[str, ...]:
     """Patterns of the functions compiled for a granularity, the most special first: n:m has n and m in their names."""
-    if not _is_nm(granularity):
+    if not is_nm(granularity):
         return ()
     n, m = granularity.n, granularity.m
     fours = "|PairedFours<" if (n, m) == (2, 4) else ""
@@ -148,31 +139,9 @@ def _forms_of(granularity: Granularity) -> tuple[str, ...]:
     )
 
 
-def _is_nm(granularity: Granularity) -> TypeGuard[NM]:
-    """Whether the tensors are those of n:m of single rows."""
-    return isinstance(granularity, NM) and granularity.rows == 1
-
-
-def _blocks(granularity: Granularity, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The tensors as those of a ``Block``."""
-    if isinstance(granularity, Unstructured):
-        values, columns, offsets = tensors
-        return values.view(-1, 1, 1), columns, offsets
-    return tensors
-
-
-def _format(granularity: Granularity) -> Block | NM | None:
-    """How kernels see a granularity: its packed tensors are those of this one; None if they cannot read it."""
-    if isinstance(granularity, Unstructured):
-        return Block(1, 1)
-    if isinstance(granularity, NM) and granularity.rows > 1:
-        return Block(granularity.rows, 1)
-    return granularity if isinstance(granularity, (Block, NM)) else None
-
-
 @cache
 def _table(backend: str) -> tuple[KernelRecord, ...]:
-    """The lines of both native tables."""
+    """The lines of the native tables."""
     records: list[KernelRecord] = []
     for line in native.kernels():
         kind, dtypes = line.pop("format"), SERVES[line.pop("numbers")]
@@ -187,4 +156,9 @@ def _table(backend: str) -> tuple[KernelRecord, ...]:
         kind = line.pop("format")
         op = f"{OPS[kind]}_grad_{line.pop('grad')}"
         records.append(KernelRecord(backend=backend, op=op, granularity=kind, dtypes=("float32",), **line))
+    for line in native.conv_kernels():
+        kind = line.pop("format")
+        records.append(
+            KernelRecord(backend=backend, op=CONV_OPS[kind], granularity=kind, dtypes=SERVES["float32"], **line)
+        )
     return tuple(records)

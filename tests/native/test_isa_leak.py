@@ -21,7 +21,10 @@ from sparsekern import _native
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
 COMPILER = os.environ.get("CXX", "c++").split()
-ISA_SOURCES = ["amx_bf16.cpp", "avx512_bf16.cpp", "avx512.cpp", "avx2.cpp", "portable.cpp"]
+ISA_SOURCES = [
+    "amx_bf16.cpp", "avx512_bf16.cpp", "avx512.cpp", "avx2.cpp", "portable.cpp",
+    "conv_avx512.cpp", "conv_avx2.cpp", "conv_portable.cpp",
+]  # fmt: skip
 TILES = re.compile(r"%tmm|tilecfg|tilerelease")
 ABOVE_AVX2 = re.compile(r"%zmm|%k[0-7]\b|%[xy]mm(1[6-9]|2\d|3[01])\b")
 # VEX-encoded instructions all begin with v; these are the others that do.

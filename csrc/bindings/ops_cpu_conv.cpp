@@ -1,0 +1,223 @@
+// The CPU implementations of sparsekern::block_conv2d and nm_conv2d, through torch's stable ABI.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bindings/arguments.h"
+#include "bindings/common.h"
+#include "cpu/conv_dispatch.h"
+#include "cpu/dispatch.h"
+
+namespace sparsekern {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Numbers4 = std::vector<int64_t>;
+
+// The arguments of both ops behind the weight, as the schema has them.
+struct ConvArguments {
+  const Tensor& x;
+  std::optional<Tensor> bias;
+  const Numbers4 &shape, &stride, &padding, &dilation;  // shape: [outputs, channels, rows, columns]
+  int64_t groups;
+  const std::string &activation, &kernel;
+  const char* op;
+};
+
+Activation parse_conv_activation(const std::string& name, const char* op) {
+  if (name == "relu6") return Activation::kRelu6;
+  if (name == "hardswish") return Activation::kHardswish;
+  return parse_activation(name, op, ", relu6, hardswish");
+}
+
+// The memory format of the output: by the order of the strides, as layout_of of
+// sparsekern/ops_conv.py.
+bool is_channels_last(const Tensor& x) {
+  int64_t least = 1;
+  for (const int64_t dim : {1, 3, 2, 0}) {
+    const int64_t size = x.size(dim), stride = x.stride(dim);
+    if (size == 0 || stride < least || (dim == 0 && least == x.stride(1))) return false;
+    least = stride * size;
+  }
+  return true;
+}
+
+Side side_of(const ConvArguments& args, int64_t dim) {
+  constexpr int64_t kMost = INT32_MAX;
+  const int64_t at = dim - 2;
+  Side side{args.x.size(dim), 0, args.shape[dim], args.stride[at], args.padding[at],
+            args.dilation[at]};
+  const auto fits = [](int64_t number, int64_t least) {
+    return number >= least && number <= kMost;
+  };
+  STD_TORCH_CHECK(fits(side.kernel, 1) && fits(side.stride, 1) && fits(side.padding, 0) &&
+                      fits(side.dilation, 1) && side.in <= kMost,
+                  args.op, ": expected a kernel, stride and dilation > 0 and a padding >= 0, got ",
+                  side.kernel, ", ", side.stride, ", ", side.dilation, " and ", side.padding);
+  const int64_t reach = (side.kernel - 1) * side.dilation + 1, padded = side.in + 2 * side.padding;
+  STD_TORCH_CHECK(side.in > 0 && padded >= reach, args.op,
+                  ": expected an input that the kernel fits into, ", reach,
+                  " pixels or more with the padding, got ", padded);
+  side.out = (padded - reach) / side.stride + 1;
+  return side;
+}
+
+void check(const ConvArguments& args, ScalarType dtype) {
+  const Tensor& x = args.x;
+  STD_TORCH_CHECK(args.shape.size() == 4 && args.stride.size() == 2 && args.padding.size() == 2 &&
+                      args.dilation.size() == 2 && args.groups > 0,
+                  args.op,
+                  ": expected four sizes of the weight, two numbers for stride, padding and "
+                  "dilation, and groups > 0");
+  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == dtype && x.dim() == 4 &&
+                      x.size(1) == args.shape[1] * args.groups,
+                  args.op, ": expected an input [images, ", args.shape[1] * args.groups,
+                  ", rows, columns] of ", dtype_name(dtype), " on the CPU, like the values",
+                  found(x));
+  if (!args.bias.has_value()) return;
+  STD_TORCH_CHECK(args.bias->is_cpu() && args.bias->scalar_type() == dtype &&
+                      args.bias->dim() == 1 && args.bias->size(0) == args.shape[0],
+                  args.op, ": expected a ", dtype_name(dtype), " bias [", args.shape[0], "]",
+                  found(*args.bias));
+}
+
+const ConvKernelInfo& pick_kernel(const ConvArguments& args, Format format, int64_t block_rows) {
+  const ConvKernelInfo* kernel = args.kernel.empty() ? choose_conv_kernel(format, block_rows)
+                                                     : find_conv_kernel(args.kernel.c_str());
+  const std::string what = format_text(format, block_rows);
+  STD_TORCH_CHECK(kernel != nullptr, args.op, ": no kernel named '", args.kernel, "' for ", what,
+                  "; python -m sparsekern kernels lists them");
+  STD_TORCH_CHECK(
+      kernel->run != nullptr && isa_supported(kernel->isa) && kernel->takes(format, block_rows),
+      args.op, ": kernel '", kernel->name, "' does not run on this CPU or does not take ", what);
+  return *kernel;
+}
+
+template <class T>
+ConvCallOf<T> call_of(const ConvArguments& args, const Tensor& y) {
+  const Tensor& x = args.x;
+  const auto* bias = args.bias.has_value() ? static_cast<const T*>(args.bias->data_ptr()) : nullptr;
+  ConvCallOf<T> call{};
+  call.x = static_cast<const T*>(x.data_ptr());
+  call.x_image = x.stride(0);
+  call.x_channel = x.stride(1);
+  call.x_row = x.stride(2);
+  call.x_column = x.stride(3);
+  call.y = static_cast<T*>(y.data_ptr());
+  call.bias = bias;
+  call.activation = parse_conv_activation(args.activation, args.op);
+  call.channels = args.shape[1];
+  call.groups = args.groups;
+  call.height = side_of(args, 2);
+  call.width = side_of(args, 3);
+  const int64_t pixels = call.height.out * call.width.out;
+  call.y_image = args.shape[0] * pixels;
+  return call;
+}
+
+// A convolution of pixels alone, with their channels side by side, is a product.
+template <class Matrix>
+bool run_as_product(const ConvArguments& args, Format format, int64_t block_rows, const Matrix& a,
+                    const ConvCallOf<typename Matrix::Value>& call) {
+  using T = typename Matrix::Value;
+  const int64_t pixels = args.x.size(0) * call.height.out * call.width.out;
+  const bool is_rows = call.x_channel == 1 && call.x_row == call.width.in * call.x_column &&
+                       (call.x_image == call.height.in * call.x_row || args.x.size(0) == 1);
+  if (!args.kernel.empty() || args.groups != 1 || !call.is_pointwise() || !is_rows) return false;
+  const Numbers values = sizeof(T) == sizeof(float) ? Numbers::kFloat32 : Numbers::kBFloat16;
+  const KernelInfo* kernel = choose_kernel(format, values, block_rows, pixels);
+  if (kernel == nullptr) return false;
+  const CallOf<T> product{call.x,         call.x_column, call.y,
+                          a.out_features, call.bias,     call.activation};
+  run_linear(*kernel, a, product, pixels, torch::stable::get_num_threads(), on_torch_threads);
+  return true;
+}
+
+template <class Matrix>
+Tensor convolve(ConvArguments args, Format format, int64_t block_rows, const Matrix& a,
+                ScalarType dtype) {
+  using T = typename Matrix::Value;
+  check(args, dtype);
+  STD_TORCH_CHECK(groups_fit(a, args.groups), args.op, ": expected groups of whole bands of ",
+                  a.band_outputs(), " outputs, got ", args.groups, " groups of ", a.out_features,
+                  " outputs");
+  if (args.bias.has_value() && !args.bias->is_contiguous()) {
+    args.bias = torch::stable::contiguous(*args.bias);
+  }
+  const bool channels_last = is_channels_last(args.x);
+  const Side h = side_of(args, 2), w = side_of(args, 3);
+  const int64_t sizes[] = {args.x.size(0), args.shape[0], h.out, w.out};
+  const Tensor y =
+      torch::stable::empty(sizes, dtype, std::nullopt, std::nullopt, std::nullopt,
+                           channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
+                                         : torch::headeronly::MemoryFormat::Contiguous);
+  ConvCallOf<T> call = call_of<T>(args, y);
+  call.y_channel = channels_last ? 1 : h.out * w.out;
+  call.y_pixel = channels_last ? a.out_features : 1;
+  if (channels_last && run_as_product(args, format, block_rows, a, call)) return y;
+  const ConvKernelInfo& kernel = pick_kernel(args, format, block_rows);
+  run_conv(kernel, a, call, args.x.size(0), torch::stable::get_num_threads(), on_torch_threads);
+  return y;
+}
+
+int64_t inputs_of(const Numbers4& shape, const char* op) {
+  STD_TORCH_CHECK(shape.size() == 4, op, ": expected four sizes of the weight, got ", shape.size());
+  int64_t inputs = 1;
+  for (int i = 1; i < 4; ++i) {
+    STD_TORCH_CHECK(shape[i] > 0 && inputs <= INT32_MAX / shape[i], op,
+                    ": expected sizes of the weight > 0 that fit 32 bits");
+    inputs *= shape[i];
+  }
+  return inputs;
+}
+
+Tensor block_conv2d(const Tensor& x, const Tensor& values, const Tensor& columns,
+                    const Tensor& offsets, std::optional<Tensor> bias, Numbers4 shape,
+                    Numbers4 stride, Numbers4 padding, Numbers4 dilation, int64_t groups,
+                    std::string activation, std::string kernel) {
+  constexpr const char* kOp = "sparsekern::block_conv2d";
+  const int64_t inputs = inputs_of(shape, kOp);
+  const ConvArguments args{x,        std::move(bias), shape,      stride, padding,
+                           dilation, groups,          activation, kernel, kOp};
+  const auto run = [&](const auto& a) {
+    return convolve(args, Format::kBlock, a.rows, a, values.scalar_type());
+  };
+  if (numbers_of(values, kOp) == Numbers::kFloat32) {
+    return run(view_blocks<float>(values, columns, offsets, shape[0], inputs, kOp));
+  }
+  return run(view_blocks<BFloat16>(values, columns, offsets, shape[0], inputs, kOp));
+}
+
+Tensor nm_conv2d(const Tensor& x, const Tensor& values, const Tensor& positions,
+                 std::optional<Tensor> bias, int64_t n, int64_t m, Numbers4 shape, Numbers4 stride,
+                 Numbers4 padding, Numbers4 dilation, int64_t groups, std::string activation,
+                 std::string kernel) {
+  constexpr const char* kOp = "sparsekern::nm_conv2d";
+  const int64_t inputs = inputs_of(shape, kOp);
+  const ConvArguments args{x,        std::move(bias), shape,      stride, padding,
+                           dilation, groups,          activation, kernel, kOp};
+  const auto run = [&](const auto& a) {
+    return convolve(args, Format::kNM, 1, a, values.scalar_type());
+  };
+  if (numbers_of(values, kOp) == Numbers::kFloat32) {
+    return run(view_nm<float>(values, positions, n, m, shape[0], inputs, kOp));
+  }
+  return run(view_nm<BFloat16>(values, positions, n, m, shape[0], inputs, kOp));
+}
+
+}  // namespace
+}  // namespace sparsekern
+
+STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) {
+  m.impl("block_conv2d", TORCH_BOX(&sparsekern::block_conv2d));
+  m.impl("nm_conv2d", TORCH_BOX(&sparsekern::nm_conv2d));
+}

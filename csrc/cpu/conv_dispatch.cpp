@@ -1,0 +1,135 @@
+#include "cpu/conv_dispatch.h"
+
+#include <type_traits>
+
+#include "cpu/table.h"
+
+#define SPARSEKERN_CONV_KERNEL(name, ...)                                       \
+  extern "C" void sparsekern_##name(const void* weight, const void* call, bool, \
+                                    const sparsekern::ConvShare*);
+#include "cpu/conv_kernels.inc"
+#undef SPARSEKERN_CONV_KERNEL
+
+namespace sparsekern {
+namespace {
+
+#define SPARSEKERN_CONV_KERNEL(name, format, isa, rows, multiple, panel) \
+  {#name, Format::format, Isa::isa, rows, multiple, panel, SPARSEKERN_SYMBOL_##isa(name)},
+constexpr ConvKernelInfo kTable[] = {
+#include "cpu/conv_kernels.inc"
+};
+#undef SPARSEKERN_CONV_KERNEL
+
+// Floats of planes that are made at a time: most of an L2 of 1 MiB, unless so few rows fit that
+// most of what is copied is what taps reach beyond them.
+constexpr int64_t kPlaneFloats = 160 * 1024;
+constexpr int64_t kLeastRows = 8;
+
+template <class T>
+int64_t rows_together(const ConvCallOf<T>& call) {
+  const PlaneLayout one(call, 1);
+  const int64_t row = call.channels * call.height.phases() * call.width.phases() * one.pitch;
+  const int64_t fitting = kPlaneFloats / row - call.height.most_shift();
+  return min64(call.height.out, max64(kLeastRows, fitting));
+}
+
+// Whether kernels can read x itself: places of pixels are those of the output, offsets of channels
+// fit 32 bits, and the weight asks for no input beyond those of x.
+template <class Matrix, class T>
+bool is_readable(const Matrix& a, const ConvCallOf<T>& call) {
+  return std::is_same_v<T, float> && call.is_pointwise() && call.x_column == 1 &&
+         call.x_row == call.width.in && a.padded_in_features() == call.inputs() &&
+         call.channels * call.x_channel <= INT32_MAX;
+}
+
+// How rows and bands are shared. Rows are cut first, which makes no plane twice, unless so few of
+// them are left for a thread that its vectors are not filled.
+template <class Matrix, class T>
+int64_t row_parts(const Matrix& a, const ConvCallOf<T>& call, int64_t images, int64_t threads,
+                  bool readable) {
+  constexpr int64_t kLanes = 16;
+  const PlaneLayout one(call, 1);
+  const int64_t all_rows = images * call.height.out;
+  // In multiply-adds of vectors; a float of a plane takes about half of one.
+  const auto cost = [&](int64_t parts) {
+    const int64_t rows = ceil_div(all_rows, parts), together = min64(rows, call.height.out);
+    const int64_t vectors = ceil_div((together - 1) * one.pitch + call.width.out, kLanes);
+    const int64_t bands = ceil_div(rows, together);
+    const int64_t made = readable ? 0
+                                  : call.channels * call.groups *
+                                        (together + call.height.most_shift()) * one.pitch / 2;
+    return bands * (vectors * ceil_div(a.stored(), threads / parts) + made);
+  };
+  int64_t best = 1;
+  for (int64_t parts = 2; parts <= min64(threads, all_rows); ++parts) {
+    if (threads % parts == 0 && cost(parts) <= cost(best)) best = parts;
+  }
+  return best;
+}
+
+}  // namespace
+
+const ConvKernelInfo* conv_kernel_table(int* count) {
+  *count = sizeof(kTable) / sizeof(kTable[0]);
+  return kTable;
+}
+
+const ConvKernelInfo* choose_conv_kernel(Format format, int64_t block_rows) {
+  for (const ConvKernelInfo& kernel : kTable) {
+    if (kernel.isa <= isa_limit() && kernel.takes(format, block_rows)) return &kernel;
+  }
+  return nullptr;
+}
+
+const ConvKernelInfo* find_conv_kernel(const char* name) { return find_named(kTable, name); }
+
+template <class Matrix>
+void run_conv(const ConvKernelInfo& kernel, const Matrix& a,
+              const ConvCallOf<typename Matrix::Value>& call, int64_t images, int64_t threads,
+              ParallelFor parallel_for) {
+  const int64_t rows = images * call.height.out;
+  if (rows == 0 || call.width.out == 0) return;
+  struct Task {
+    const ConvKernelInfo& kernel;
+    const Matrix& a;
+    const ConvCallOf<typename Matrix::Value>& call;
+    int64_t rows, row_parts, band_parts, band_rows;
+    bool readable;
+  } task{kernel, a, call, rows, 1, 1, call.height.out, is_readable(a, call)};
+  threads = useful_threads(a.stored() / call.groups, rows * call.width.out, threads);
+  task.row_parts = row_parts(a, call, images, threads, task.readable);
+  task.band_parts = threads / task.row_parts;
+  if (!task.readable) task.band_rows = rows_together(call);
+
+  parallel_for(
+      task.row_parts * task.band_parts,
+      [](int64_t part, void* context) {
+        const Task& t = *static_cast<const Task*>(context);
+        const int64_t row_part = part % t.row_parts, band_part = part / t.row_parts;
+        ConvShare share{};
+        share.row_begin = t.rows * row_part / t.row_parts;
+        share.row_end = t.rows * (row_part + 1) / t.row_parts;
+        share.band_begin = band_boundary(t.a, band_part, t.band_parts);
+        share.band_end = band_part + 1 == t.band_parts
+                             ? t.a.bands()
+                             : band_boundary(t.a, band_part + 1, t.band_parts);
+        share.band_rows = t.band_rows;
+        share.readable = t.readable;
+        share.l1_bytes = l1_data_bytes();
+        if (share.band_begin >= share.band_end || share.row_begin >= share.row_end) return;
+        share.scratch = thread_scratch(ConvRoom(t.a, t.call, share).floats);
+        constexpr bool kIsBFloat16 = std::is_same_v<typename Matrix::Value, BFloat16>;
+        t.kernel.run(&t.a, &t.call, kIsBFloat16, &share);
+      },
+      &task);
+}
+
+#define SPARSEKERN_INSTANTIATE(Matrix)                                                           \
+  template void run_conv(const ConvKernelInfo&, const Matrix&, const ConvCallOf<Matrix::Value>&, \
+                         int64_t, int64_t, ParallelFor);
+SPARSEKERN_INSTANTIATE(BlockMatrixOf<float>)
+SPARSEKERN_INSTANTIATE(BlockMatrixOf<BFloat16>)
+SPARSEKERN_INSTANTIATE(NMMatrixOf<float>)
+SPARSEKERN_INSTANTIATE(NMMatrixOf<BFloat16>)
+
+}  // namespace sparsekern

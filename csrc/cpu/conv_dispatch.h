@@ -1,0 +1,47 @@
+// From a convolution to its kernel, and how the work is shared between threads. Free of torch.
+#pragma once
+
+#include "core/cpu_info.h"
+#include "cpu/conv_share.h"
+#include "cpu/threads.h"
+
+namespace sparsekern {
+
+struct ConvKernelInfo {
+  const char* name;
+  Format format;
+  Isa isa;
+  int64_t rows;
+  bool multiple;  // any multiple of `rows`, not just `rows`
+  int64_t panel;
+  ConvKernel run;
+
+  bool takes(Format of, int64_t block_rows) const {
+    return of == format && (multiple ? block_rows % rows == 0 : block_rows == rows);
+  }
+};
+
+// The kernel table of the convolutions, most preferred first.
+const ConvKernelInfo* conv_kernel_table(int* count);
+
+// First kernel of the table that takes the format and the height of its blocks within the ISA
+// limit; or null.
+const ConvKernelInfo* choose_conv_kernel(Format format, int64_t block_rows);
+
+// The kernel of that name; null if there is none.
+const ConvKernelInfo* find_conv_kernel(const char* name);
+
+// Whether the outputs of each group of channels are whole bands of the weight.
+template <class Matrix>
+bool groups_fit(const Matrix& a, int64_t groups) {
+  return groups == 1 ||
+         (a.out_features % groups == 0 && a.out_features / groups % a.band_outputs() == 0);
+}
+
+// y = activation(convolution + bias) for so many images, on at most `threads` threads.
+template <class Matrix>
+void run_conv(const ConvKernelInfo& kernel, const Matrix& a,
+              const ConvCallOf<typename Matrix::Value>& call, int64_t images, int64_t threads,
+              ParallelFor parallel_for);
+
+}  // namespace sparsekern

@@ -1,0 +1,151 @@
+// The loop nest around the kernels of convolutions. Included inside an ISA region, once for each
+// ISA namespace.
+//
+//   for a band of output rows of an image, and a group of channels:
+//     its pixels: where they are in x, or as planes
+//     for a chunk of bands of outputs whose weights stay in L2 (widened, if they are bfloat16):
+//       for a panel of pixels:  Family::run_panel
+//
+// Panels of a band have nearly as many vectors each. Of families that store whole vectors the last
+// panel ends with the last pixel, unless there are gaps between the band's rows, and what it shares
+// with the one before is computed twice. So no load reaches beyond an x that was not copied.
+
+static void widen(const BFloat16* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = widened(from[i]);
+}
+
+// Bands [begin, end) of a weight, of so many outputs, as a weight of its own.
+static BlockMatrix part_of(const BlockMatrix& a, int64_t begin, int64_t, int64_t outputs,
+                           const ConvRoom&) {
+  return {a.values, a.columns, a.offsets + begin, outputs, a.in_features,
+          a.rows,   a.cols,    a.density};
+}
+static BlockMatrix part_of(const BlockMatrixOf<BFloat16>& a, int64_t begin, int64_t end,
+                           int64_t outputs, const ConvRoom& room) {
+  const int64_t first = a.offsets[begin], before = a.stored_before(begin);
+  widen(a.values + before, a.stored_before(end) - before, room.weights);
+  for (int64_t row = begin; row <= end; ++row) {
+    room.block_offsets[row - begin] = a.offsets[row] - (int32_t)first;
+  }
+  return {room.weights, a.columns + first, room.block_offsets, outputs, a.in_features, a.rows,
+          a.cols,       a.density};
+}
+template <class T>
+static NMMatrix part_of(const NMMatrixOf<T>& a, int64_t begin, int64_t end, int64_t outputs,
+                        const ConvRoom& room) {
+  const int64_t before = a.stored_before(begin);
+  const float* values;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    values = a.values + before;
+  } else {
+    widen(a.values + before, a.stored_before(end) - before, room.weights);
+    values = room.weights;
+  }
+  return {values, a.positions + before * a.position_bits() / 8, outputs, a.in_features, a.n, a.m};
+}
+
+static const float* bias_of(const float* bias, int64_t, const ConvRoom&) { return bias; }
+static const float* bias_of(const BFloat16* bias, int64_t outputs, const ConvRoom& room) {
+  if (bias == nullptr) return nullptr;
+  widen(bias, outputs, room.bias);
+  return room.bias;
+}
+
+// Calls body(panel, vectors) for the panels of a band.
+template <class Family, class Body>
+static void for_each_conv_panel(const BandPixels& band, int64_t first_pixel, int64_t most,
+                                const Body& body) {
+  constexpr int64_t L = Family::Vec::kLanes;
+  const int64_t places = band.places(), vectors = ceil_div(places, L);
+  const bool ends_there = Family::kStoresVectors && !band.has_gaps() && places >= L;
+  int64_t panels = ceil_div(vectors, most);
+  // A panel of its own for the rest, which then begins with pixels of another.
+  if (ends_there && panels == 1 && places % L != 0) panels = min64(2, vectors);
+  for (int64_t p = 0; p < panels; ++p) {
+    const int64_t begin = vectors * p / panels, count = vectors * (p + 1) / panels - begin;
+    const int64_t last = places - count * L;
+    body(ConvPanel{ends_there ? min64(begin * L, last) : begin * L, first_pixel}, count);
+  }
+}
+
+// One group of channels of one band of rows.
+template <class Family, class Matrix, class T>
+static void run_band(const Matrix& a, const ConvCallOf<T>& call, const BandPixels& band,
+                     int64_t first_pixel, int64_t band_begin, int64_t band_end, T* y,
+                     const ConvRoom& room) {
+  int64_t end;
+  for (int64_t begin = band_begin; begin < band_end; begin = end) {
+    end = conv_chunk_end(a, begin, band_end);
+    const int64_t output = begin * a.band_outputs();
+    const int64_t outputs = min64(end * a.band_outputs(), a.out_features) - output;
+    const auto chunk = part_of(a, begin, end, outputs, room);
+    const float* bias = bias_of(call.bias ? call.bias + output : nullptr, outputs, room);
+    for_each_conv_panel<Family>(
+        band, first_pixel, Family::vectors(chunk), [&](const ConvPanel& panel, int64_t count) {
+          with_vectors<Family::kVectors>(count, [&](auto vectors) {
+            Family::template run_panel<decltype(vectors)::value>(chunk, call, band, panel, room,
+                                                                 bias, y + output * call.y_channel);
+          });
+        });
+  }
+}
+
+template <class Family, class Matrix, class T>
+static void run_conv(const Matrix& a, const ConvCallOf<T>& call, const ConvShare& share) {
+  using V = typename Family::Vec;
+  const ConvRoom room(a, call, share);
+  const int64_t group_bands = a.bands() / call.groups;
+  const Side& h = call.height;
+  int64_t next;
+  for (int64_t row = share.row_begin; row < share.row_end; row = next) {
+    const int64_t image = row / h.out, first_row = row % h.out;
+    const int64_t rows = min64(min64(share.band_rows, h.out - first_row), share.row_end - row);
+    next = row + rows;
+    const PlaneLayout layout(call, rows);
+    const T* const x = call.x + image * call.x_image;
+    T* const y = call.y + image * call.y_image;
+    const bool readable = share.readable && rows * call.width.out >= V::kLanes;
+    for (int64_t g = share.band_begin / group_bands; g * group_bands < share.band_end; ++g) {
+      const T* const channels = x + g * call.channels * call.x_channel;
+      BandPixels band{room.planes, layout.pitch, rows, call.width.out};
+      if (readable) {
+        if constexpr (sizeof(T) == sizeof(float)) band.base = channels + first_row * call.x_row;
+        for (int64_t c = 0; c < call.channels; ++c) {
+          room.offsets[c] = (int32_t)(c * call.x_channel);
+        }
+      } else {
+        make_planes<V>(call, layout, channels, first_row, room.planes);
+        make_offsets(call, layout, a.padded_in_features(), room.offsets);
+        float* const behind = room.planes + call.channels * layout.channel;
+        for (int64_t i = 0; i < layout.rows * layout.pitch + kPlaneSlack; ++i) behind[i] = 0.0f;
+      }
+      run_band<Family>(a, call, band, first_row * call.width.out,
+                       max64(share.band_begin, g * group_bands),
+                       min64(share.band_end, (g + 1) * group_bands), y, room);
+    }
+  }
+}
+
+template <class>
+struct WeightsOf;
+template <template <class> class MatrixOf>
+struct WeightsOf<MatrixOf<float>> {
+  template <class T>
+  using type = MatrixOf<T>;
+};
+
+template <class Family, class Matrix>
+static void run_conv_of(const void* weight, const void* call, bool is_bfloat16,
+                        const ConvShare& share) {
+  const auto run = [&](auto number) {
+    using T = decltype(number);
+    using Weights = typename WeightsOf<Matrix>::template type<T>;
+    run_conv<Family>(*static_cast<const Weights*>(weight), *static_cast<const ConvCallOf<T>*>(call),
+                     share);
+  };
+  if (is_bfloat16) {
+    run(BFloat16());
+  } else {
+    run(0.0f);
+  }
+}

@@ -1,0 +1,93 @@
+// Convolutions with weights that stand alone, and n:m: vectors of pixels, one output at a time, as
+// single.inl.h says. Included inside an ISA region.
+//
+// Their multiply-adds want each input in L1, so a K-tile of a panel of pixels is copied there,
+// which takes one load and one store for as many multiply-adds as outputs have a weight for it.
+
+template <class V, int kMostVectors>
+struct ConvSingleFamily {
+  using Vec = V;
+  static constexpr int kLanes = V::kLanes;
+  static constexpr int kVectors = kMostVectors;
+  static constexpr int64_t kPanel = kMostVectors * kLanes;
+  static constexpr bool kStoresVectors = false;
+
+  template <class Matrix>
+  static int64_t vectors(const Matrix& a) {
+    return single_panel(kPanel, density_of(a)) / kLanes;
+  }
+
+  template <class Weights, class T>
+  static void run(const typename Weights::Matrix& a, const ConvCallOf<T>& call,
+                  const BandPixels& band, const ConvPanel& panel, const ConvRoom& room,
+                  const float* bias, T* y) {
+    constexpr int64_t kWidth = Weights::Sums::kWidth;
+    float* const cells = room.own;
+    int32_t* const cursors = reinterpret_cast<int32_t*>(cells + kMostCells);
+    float* const copied = cells + kMostCells + kMostCursors;
+    const float* const x = band.base + panel.place;
+    const PanelRuns<kWidth> runs(band, panel);
+    const int64_t pixels = min64(kWidth, band.places() - panel.place);
+    const int64_t quantum = a.input_quantum(), inputs = call.inputs();
+    const int64_t depth = max64(1, conv_tile_floats(room.l1_bytes) / (kWidth * quantum)) * quantum;
+    const auto add = [&](int64_t begin, int64_t end, int64_t input_begin, int64_t input_end) {
+      float* to = copied;
+      for (int64_t k = input_begin; k < min64(inputs, input_end); ++k, to += kWidth) {
+        const float* const from = x + room.offsets[k];
+        if (pixels == kWidth) {
+          SPARSEKERN_UNROLL
+          for (int64_t i = 0; i < kWidth; i += kLanes) V::store(to + i, V::load(from + i));
+        } else {
+          // The last of an image that is read where it is: nothing beyond it may be.
+          for (int64_t i = 0; i < kWidth; i += kLanes) {
+            V::store(to + i, V::load_first(from + i, (int)max64(0, min64(kLanes, pixels - i))));
+          }
+        }
+      }
+      for (int64_t i = (input_end - input_begin) * kWidth; to - copied < i; ++to) *to = 0.0f;
+      const SingleTile tile{copied - input_begin * kWidth, input_begin, input_end};
+      Weights::add(a, begin, end, tile, cursors, cells);
+    };
+    const auto finish = [&](int64_t begin, int64_t end) {
+      float* cell = cells;
+      for (int64_t n = begin; n < end; ++n) {
+        const typename V::Reg shift = bias ? V::splat(bias + n) : V::zero();
+        for (int64_t i = 0; i < kWidth; i += kLanes, cell += kLanes) {
+          V::store(cell, activate<V>(V::add(V::load(cell), shift), call.activation));
+        }
+      }
+      write_pixels<V, kWidth>(cells, end - begin, runs, y + begin * call.y_channel, call.y_channel,
+                              call.y_pixel);
+    };
+    Share all{};
+    all.row_end = a.bands();
+    for_each_chunk<Weights, kWidth, kLine>(a, all, depth, cursors, add, finish);
+  }
+};
+
+template <class V, int kMostVectors>
+struct ConvSingleBlocks : ConvSingleFamily<V, kMostVectors> {
+  using Matrix = BlockMatrix;
+
+  template <int MV, class T>
+  static void run_panel(const BlockMatrix& a, const ConvCallOf<T>& call, const BandPixels& band,
+                        const ConvPanel& panel, const ConvRoom& room, const float* bias, T* y) {
+    using Weights = BlockWeights<V, MV, 1, false>;
+    ConvSingleBlocks::template run<Weights>(a, call, band, panel, room, bias, y);
+  }
+};
+
+template <class V, int kMostVectors>
+struct ConvNM : ConvSingleFamily<V, kMostVectors> {
+  using Matrix = NMMatrix;
+
+  template <int MV, class T>
+  static void run_panel(const NMMatrix& a, const ConvCallOf<T>& call, const BandPixels& band,
+                        const ConvPanel& panel, const ConvRoom& room, const float* bias, T* y) {
+    with_pattern(a, [&](auto pattern) {
+      using P = decltype(pattern);
+      using Weights = NMWeights<V, MV, 1, P::kN, P::kM, P::kBits>;
+      ConvNM::template run<Weights>(a, call, band, panel, room, bias, y);
+    });
+  }
+};

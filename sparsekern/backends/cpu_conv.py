@@ -1,0 +1,57 @@
+"""The compiled CPU kernels of convolutions. Their table stands in ``csrc/cpu/conv_kernels.inc``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .._native import native
+from ..layouts import NM, Block, Granularity
+from ..plan.convolutions import Convolutions, ConvRequest
+from .formats import blocks_of, format_of, is_nm, refused_weight
+
+CONV_OPS = {Block.kind: "block_conv2d", NM.kind: "nm_conv2d"}
+"""The op of each format that has kernels."""
+
+BAND = 16
+"""Outputs that n:m of single rows stores together."""
+
+
+class CpuConvolutions(Convolutions):
+    """Convolutions with what :class:`CpuBackend` multiplies; their inputs are read at offsets, not copied out."""
+
+    def conv_refusal(self, request: ConvRequest) -> str | None:
+        outputs, *rest = request.shape
+        if refused := refused_weight(request.granularity, (outputs, math.prod(rest)), request.dtype, request.device):
+            return refused
+        format_ = format_of(request.granularity)
+        band = format_.rows if isinstance(format_, Block) else BAND
+        if request.groups > 1 and outputs // request.groups % band:
+            return f"groups of {outputs // request.groups} outputs, of which {band} are stored together"
+        return None
+
+    def conv_kernel_name(self, request: ConvRequest) -> str:
+        format_ = format_of(request.granularity)
+        assert format_ is not None
+        return native.choose_conv(format_.kind, format_.rows)
+
+    def conv2d(
+        self,
+        x: Tensor,
+        granularity: Granularity,
+        shape: tuple[int, int, int, int],
+        tensors: Sequence[Tensor],
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+        activation: str,
+    ) -> Tensor:
+        rest = (shape, stride, padding, dilation, groups, activation, "")
+        if is_nm(granularity):
+            return torch.ops.sparsekern.nm_conv2d.default(x, *tensors, bias, granularity.n, granularity.m, *rest)
+        return torch.ops.sparsekern.block_conv2d.default(x, *blocks_of(granularity, tensors), bias, *rest)
