@@ -1,4 +1,4 @@
-"""Whether an ``nn.Linear`` is just that: what a sparse layer can stand in for."""
+"""Whether a dense layer is just that: what a sparse layer can stand in for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
+
+DenseLayer = nn.Linear
+"""The layers that have a sparse form."""
 
 _HOOKS = (
     "_forward_hooks",
@@ -19,7 +22,7 @@ _HOOKS = (
 )
 
 
-def beyond_linear(layer: nn.Linear) -> str | None:
+def beyond_plain(layer: nn.Module) -> str | None:
     """What a dense layer is, does or has beyond an ``nn.Linear``, in words for an error; None if nothing."""
     if isinstance(layer, nn.LazyLinear):
         return "is not initialised yet; run the model once"
