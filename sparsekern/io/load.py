@@ -198,7 +198,7 @@ def _sparse(layer: nn.Linear | SparseLinear, weight: PackedWeight, name: str, ac
     return sparse_twin(layer, dataclasses.replace(weight, parts=parts), name, activation)
 
 
-def _dense(layer: SparseLinear) -> nn.Linear:
+def _dense(layer: SparseLinear) -> nn.Module:
     """A dense layer in the place of a sparse one, for a weight still to be loaded."""
     dense = layer.empty_dense()
     dense.register_parameter("bias", layer._parameters["bias"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from ..prune import make_mask
 from .functional import check_packed
 from .plain import DenseLayer, beyond_plain
 
-_ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+_ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "relu6": nn.ReLU6, "hardswish": nn.Hardswish}
 
 
 class SparseLayer(nn.Module):
@@ -35,11 +35,12 @@ class SparseLayer(nn.Module):
     bias: Tensor | None
     # Whether the weight of the dense layer that this one stands for was to be trained.
     _dense_requires_grad = True
+    _is_convolution: ClassVar[bool] = False
 
     def __init__(self, packed: PackedWeight, bias: Tensor | None, activation: str | None, name: str) -> None:
         super().__init__()
-        check_packed(packed, name)
-        self.shape = packed.shape
+        check_packed(packed, name, self._is_convolution)
+        self.shape, self._kernel = packed.shape, packed.kernel
         self.granularity = packed.granularity
         self.activation = activation or "none"
         self.name = name
@@ -73,7 +74,7 @@ class SparseLayer(nn.Module):
     def packed(self) -> PackedWeight:
         """The weight as a :class:`PackedWeight` that shares this layer's tensors."""
         parts = {name: self.get_buffer(name) for name in self.granularity.part_names}
-        return PackedWeight(self.granularity, self.shape, parts, verified=True)
+        return PackedWeight(self.granularity, self.shape, parts, self._kernel, verified=True)
 
     def empty_dense(self) -> DenseLayer:
         """The dense layer of this one's size, without bias and with a weight still to be filled."""
@@ -139,7 +140,8 @@ class SparseLayer(nn.Module):
             # A partial state is judged together with the tensors that stay.
             device = next(iter(found.values())).device
             tensors = [found[name] if name in found else self.get_buffer(name).to(device) for name in names]
-            loaded = PackedWeight.from_tensors(self.granularity, self.shape, tensors, prefix.rstrip(".") or self.name)
+            what = prefix.rstrip(".") or self.name
+            loaded = PackedWeight.from_tensors(self.granularity, self.shape, tensors, what, self._kernel)
             for name, tensor in loaded.parts.items():
                 own = self.get_buffer(name)
                 if own.shape != tensor.shape:
