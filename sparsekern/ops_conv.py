@@ -126,36 +126,48 @@ def check_conv(x: Tensor, values: Tensor, bias: Tensor | None, geometry: Geometr
         RuntimeError: the input or the bias does not fit; ``torch.nn.functional.conv2d`` raises it too.
         ValueError: the activation is unknown.
     """
+    check_image(x, values, geometry, what)
+    check_epilogue(values, bias, geometry, activation, what)
+    check_size(x, geometry, what)
+
+
+def check_image(x: Tensor, values: Tensor, geometry: Geometry, what: str) -> None:
+    """The part of :func:`check_conv` on the input, but for its size."""
+    _check_like(x, values, "an input", what)
     channels = geometry.shape[1] * geometry.groups
-    for name, tensor in (("an input", x), ("a bias", bias)):
-        if tensor is not None:
-            _require(
-                tensor.dtype == values.dtype and tensor.device == values.device,
-                f"{what}: expected {name} of {values.dtype} on {values.device} like the weight",
-                f"{tensor.dtype} on {tensor.device}",
-            )
     _require(
         x.dim() == 4 and x.shape[1] == channels,
         f"{what}: expected an input [batch, {channels}, height, width] or [{channels}, height, width]",
         list(x.shape),
     )
+
+
+def check_size(x: Tensor, geometry: Geometry, what: str) -> None:
+    """Refuse images that have no pixels, or fewer than the kernel with its padding."""
+    batch, _, height, width = x.shape
+    _require(
+        min(geometry.output_size((height, width))) > 0 and (batch == 0 or min(height, width) > 0),
+        f"{what}: expected an input of pixels that the kernel {list(geometry.shape[2:])} with padding "
+        f"{list(geometry.padding)} and dilation {list(geometry.dilation)} fits into",
+        f"{height} x {width} pixels",
+    )
+
+
+def check_epilogue(values: Tensor, bias: Tensor | None, geometry: Geometry, activation: str, what: str) -> None:
+    """The part of :func:`check_conv` on what does not depend on the input."""
     if bias is not None:
+        _check_like(bias, values, "a bias", what)
         outputs = geometry.shape[0]
         _require(bias.shape == (outputs,), f"{what}: expected a bias of shape [{outputs}]", list(bias.shape))
-    if not torch.compiler.is_compiling():  # where sizes may be symbols; the op itself checks the numbers
-        _check_size(x, geometry, what)
     if activation not in CONV_ACTIVATIONS:
         raise ValueError(f"{what}: expected an activation of {', '.join(CONV_ACTIVATIONS)}, got {activation!r}")
 
 
-def _check_size(x: Tensor, geometry: Geometry, what: str) -> None:
-    """Refuse an image that has no pixels, or fewer than the kernel with its padding."""
-    height, width = x.shape[2:]
+def _check_like(tensor: Tensor, values: Tensor, name: str, what: str) -> None:
     _require(
-        min(height, width) > 0 and min(geometry.output_size((height, width))) > 0,
-        f"{what}: expected an input of pixels that the kernel {list(geometry.shape[2:])} with padding "
-        f"{list(geometry.padding)} and dilation {list(geometry.dilation)} fits into",
-        f"{height} x {width} pixels",
+        tensor.dtype == values.dtype and tensor.device == values.device,
+        f"{what}: expected {name} of {values.dtype} on {values.device} like the weight",
+        f"{tensor.dtype} on {tensor.device}",
     )
 
 

@@ -13,6 +13,7 @@ SIGNATURES = {
     "make_mask": "(weight, granularity, sparsity=None, criterion='magnitude')",
     "pack": "(weight, granularity, mask=None)",
     "linear": "(x, packed, bias=None, activation=None)",
+    "conv2d": "(x, packed, bias=None, stride=1, padding=0, dilation=1, groups=1, activation=None)",
     "sparsify_": "(model, config, filter_fn=None, example_inputs=None, calibration=None)",
     "densify_": "(model)",
     "save": "(model, path)",
@@ -24,6 +25,11 @@ SIGNATURES = {
     "Sparse": "(granularity, sparsity=None, criterion='magnitude', only_if_faster=True)",
     "SparseLinear": "(packed, bias=None, activation=None, name='SparseLinear')",
     "SparseLinear.from_dense": "(linear, granularity, sparsity=None, mask=None)",
+    "SparseConv2d": (
+        "(packed, bias=None, stride=1, padding=0, dilation=1, groups=1, padding_mode='zeros', activation=None, "
+        "name='SparseConv2d')"
+    ),
+    "SparseConv2d.from_dense": "(conv, granularity, sparsity=None, mask=None)",
     "JoinedLinear": "(linear, sizes)",
     "join": "(layers)",
     "Target.detect": "()",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..layouts import Granularity, PackedWeight
 from ..nn.plain import has_hooks
-from ..nn.sparse_linear import SparseLinear, empty_dense
+from ..nn.sparse_linear import SparseLinear
 from ..nn.surgery import Site, check_unwrapped, find_sites, not_plain, replace, sparse_twin, uncompiled
 from .header import Header, LayerEntry, import_safetensors, parse_header
 from .save import view_of
@@ -198,9 +198,9 @@ def _sparse(layer: nn.Linear | SparseLinear, weight: PackedWeight, name: str, ac
     return sparse_twin(layer, dataclasses.replace(weight, parts=parts), name, activation)
 
 
-def _dense(layer: SparseLinear) -> nn.Linear:
+def _dense(layer: SparseLinear) -> nn.Module:
     """A dense layer in the place of a sparse one, for a weight still to be loaded."""
-    dense = empty_dense(layer)
+    dense = layer.empty_dense()
     dense.register_parameter("bias", layer._parameters["bias"])
     return dense.train(layer.training)
 

@@ -3,7 +3,19 @@
 from .config import Sparse
 from .convert import densify_, sparsify_
 from .functional import linear
+from .functional_conv import conv2d
 from .joined import JoinedLinear, join
+from .sparse_conv import SparseConv2d
 from .sparse_linear import SparseLinear
 
-__all__ = ["JoinedLinear", "Sparse", "SparseLinear", "densify_", "join", "linear", "sparsify_"]
+__all__ = [
+    "JoinedLinear",
+    "Sparse",
+    "SparseConv2d",
+    "SparseLinear",
+    "conv2d",
+    "densify_",
+    "join",
+    "linear",
+    "sparsify_",
+]

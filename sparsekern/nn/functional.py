@@ -40,21 +40,27 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, activati
     return run_linear(backend, x, packed.granularity, packed.shape, packed.tensors, bias, activation)
 
 
-def check_packed(packed: PackedWeight, what: str) -> None:
-    """Refuse what is no packed matrix, and one put together by hand that is malformed: kernels trust its indices.
+def check_packed(packed: PackedWeight, what: str, convolution: bool = False) -> None:
+    """Refuse what is no packed weight, and one put together by hand that is malformed: kernels trust its indices.
+
+    Args:
+        packed: to be a matrix, or the weight of a ``convolution``.
+        what: what errors call the layer or function.
+        convolution: which of them is expected.
 
     Raises:
         TypeError: not a :class:`PackedWeight`.
-        ValueError: the weight of a convolution; what :meth:`PackedWeight.verify` refuses.
+        ValueError: the other kind of weight; what :meth:`PackedWeight.verify` refuses.
     """
     if not isinstance(packed, PackedWeight):
         raise TypeError(
             f"{what}: packed: expected a PackedWeight, got {type(packed).__name__}; sparsekern.pack makes one"
         )
-    if packed.kernel is not None:
-        raise ValueError(
-            f"{what}: packed: expected a weight [out, in], got that of a convolution, {list(packed.dense_shape)}"
-        )
+    if convolution != (packed.kernel is not None):
+        expected, found = "[out, in]", "that of a convolution"
+        if convolution:
+            expected, found = "[out, in / groups, kh, kw]", "a matrix"
+        raise ValueError(f"{what}: packed: expected a weight {expected}, got {found}, {list(packed.dense_shape)}")
     if not packed.verified:
         packed.verify(f"{what}: packed")
 
@@ -64,7 +70,7 @@ def checked_input(
 ) -> Tensor:
     """``x`` as a back end may take it, or an error that names ``what``; see :func:`linear`."""
     # A kernel has one dtype. Autocast promises that dtypes need not be minded, so the input follows.
-    if x.dtype != values.dtype and x.is_floating_point() and _in_autocast(x):
+    if x.dtype != values.dtype and x.is_floating_point() and in_autocast(x):
         x = x.to(values.dtype)
     check_linear(x, values, bias, shape, activation, what)
     return x
@@ -80,7 +86,7 @@ def run_linear(
     activation: str,
 ) -> Tensor:
     """Call ``backend.linear`` in the weight's own dtype, at the least cost that the grad mode allows."""
-    if torch._C._is_any_autocast_enabled() and _in_autocast(x):
+    if torch._C._is_any_autocast_enabled() and in_autocast(x):
         with torch.autocast(x.device.type, enabled=False):
             return backend.linear(x, granularity, shape, tensors, bias, activation)
     # Compilers and function transforms look for the op; inference mode has no autograd to go past.
@@ -114,5 +120,6 @@ class _Product(Product):
         return self.backend.grad_values(grad, x, self.granularity, self.shape, weight)
 
 
-def _in_autocast(x: Tensor) -> bool:
+def in_autocast(x: Tensor) -> bool:
+    """Whether dtypes need not be minded on the device of ``x``."""
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)

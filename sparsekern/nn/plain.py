@@ -1,4 +1,4 @@
-"""Whether an ``nn.Linear`` is just that: what a sparse layer can stand in for."""
+"""Whether a dense layer is just that: what a sparse layer can stand in for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
+
+DenseLayer = nn.Linear | nn.Conv2d
+"""The layers that have a sparse form."""
 
 _HOOKS = (
     "_forward_hooks",
@@ -19,14 +22,19 @@ _HOOKS = (
 )
 
 
-def beyond_linear(layer: nn.Linear) -> str | None:
-    """What a dense layer is, does or has beyond an ``nn.Linear``, in words for an error; None if nothing."""
-    if isinstance(layer, nn.LazyLinear):
+def beyond_plain(layer: nn.Module) -> str | None:
+    """What a dense layer is, does or has beyond an ``nn.Linear`` or ``nn.Conv2d``, in words for an error.
+
+    None if nothing.
+    """
+    if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
         return "is not initialised yet; run the model once"
     if torch.nn.utils.parametrize.is_parametrized(layer):
         return "has a parametrization; torch.nn.utils.parametrize.remove_parametrizations makes it permanent"
-    for method in ("forward", "__call__"):
-        if getattr(type(layer), method) is not getattr(nn.Linear, method) or method in vars(layer):
+    base = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
+    methods = ("forward", "__call__") if base is nn.Linear else ("forward", "__call__", "_conv_forward")
+    for method in methods:
+        if getattr(type(layer), method) is not getattr(base, method) or method in vars(layer):
             return f"{type(layer).__name__} has a {method} of its own"
     if set(layer._parameters) != {"weight", "bias"}:
         found = ", ".join(layer._parameters)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layouts import PackedWeight
-from .plain import beyond_linear
+from .plain import beyond_plain
 from .sparse_linear import SparseLinear
 
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel")
@@ -114,7 +114,7 @@ class Obstacles:
 def not_plain(site: Site) -> str | None:
     """What a dense layer is or has beyond an ``nn.Linear`` that is simply called; None if nothing."""
     assert isinstance(site.layer, nn.Linear)
-    if beyond := beyond_linear(site.layer):
+    if beyond := beyond_plain(site.layer):
         return beyond
     if site.aside:
         return f"is also held by {site.aside}, where it could not be replaced; use nn.ModuleList or nn.ModuleDict"

@@ -60,8 +60,8 @@ class Convolutions:
         """``activation(conv2d(x, W) + bias)``, with ``W`` packed in ``tensors``.
 
         Called with nothing that :meth:`conv_refusal` refuses, outside autocast; gradients are the caller's. Callers
-        have verified the packed tensors, and checked everything with ``ops_conv.check_conv``; while a graph is
-        compiled, all but the sizes of the image.
+        have verified the packed tensors, and checked everything with ``ops_conv.check_conv``, but for the size of the
+        image where a graph is compiled and it may be a symbol.
 
         Args:
             x: ``[batch, channels, height, width]``, the weight's dtype and device; any strides, also no images.
