@@ -80,8 +80,8 @@ void check(const ConvArguments& args, ScalarType dtype) {
                   "dilation, and groups > 0");
   STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == dtype && x.dim() == 4 &&
                       x.size(1) == args.shape[1] * args.groups,
-                  args.op, ": expected an input [images, ", args.shape[1] * args.groups,
-                  ", rows, columns] of ", dtype_name(dtype), " on the CPU, like the values",
+                  args.op, ": expected an input [batch, ", args.shape[1] * args.groups,
+                  ", height, width] of ", dtype_name(dtype), " on the CPU, like the values",
                   found(x));
   if (!args.bias.has_value()) return;
   STD_TORCH_CHECK(args.bias->is_cpu() && args.bias->scalar_type() == dtype &&

@@ -230,8 +230,8 @@ PLAIN = Geometry([32, 16, 3, 3], [1, 1], [1, 1], [1, 1], 1)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": torch.randn(2, 15, 8, 8)}, r"an input \[images, 16, rows, columns\] of float32.*got Float \[2, 15"),
-        ({"x": torch.randn(16, 8, 8)}, r"expected an input \[images, 16"),
+        ({"x": torch.randn(2, 15, 8, 8)}, r"an input \[batch, 16, height, width\] of float32.*got Float \[2, 15"),
+        ({"x": torch.randn(16, 8, 8)}, r"expected an input \[batch, 16"),
         ({"x": torch.randn(2, 16, 8, 8).double()}, "of float32 on the CPU, like the values, got Double"),
         ({"x": torch.randn(2, 16, 0, 8)}, "expected an input that the kernel fits into, 3 pixels or more"),
         ({"bias": torch.randn(31)}, r"expected a float32 bias \[32\], got Float \[31\]"),

@@ -122,7 +122,7 @@ def test_the_rule_itself(function: str, text: str, leaks: bool) -> None:
 def test_no_constructor_of_a_kernel_file(library: Path) -> None:
     constructors = [line for line in output_of("nm", "-C", library).splitlines() if "_GLOBAL__sub_I" in line]
     # Named after the file, or after its first symbol, which carries the level.
-    assert not [c for c in constructors if re.search(r"amx|avx|portable|outputs_r|tokens_r|vector_r", c)]
+    assert not [c for c in constructors if re.search(r"amx|avx|portable|outputs_r|tokens_r|vector_r|conv_r", c)]
 
 
 @needs_x86
@@ -133,15 +133,15 @@ def test_a_kernel_file_defines_its_kernels_and_nothing_else(source: str, tmp_pat
     flags = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Icsrc", "-fno-asynchronous-unwind-tables"]
     output_of(*COMPILER, *flags, "-c", f"csrc/cpu/{source}", "-o", compiled)
     symbols = [line.split()[-2:] for line in output_of("nm", compiled).splitlines()]
-    level = source.removesuffix(".cpp")
-    tables = [(CSRC / "cpu" / name).read_text() for name in ("kernels.inc", "grad_kernels.inc")]
-    table = re.findall(r"^SPARSEKERN_(?:GRAD_)?KERNEL\((\w+),", "".join(tables), re.MULTILINE)
+    level, is_conv = source.removesuffix(".cpp").removeprefix("conv_"), source.startswith("conv_")
+    tables = [(CSRC / "cpu" / name).read_text() for name in ("kernels.inc", "grad_kernels.inc", "conv_kernels.inc")]
+    table = re.findall(r"^SPARSEKERN_(?:GRAD_|CONV_)?KERNEL\((\w+),", "".join(tables), re.MULTILINE)
     unwidened = re.findall(r"^SPARSEKERN_UNWIDENED\((\w+),", (CSRC / "cpu/unwidened.inc").read_text(), re.MULTILINE)
     assert sorted(name for kind, name in symbols if kind in "TWVuDBCGS") == sorted(
         f"sparsekern_{name}{suffix}"
         for names, suffix in ((table, ""), (unwidened, "_unwidened"))
         for name in names
-        if name.endswith(f"_{level}")
+        if name.startswith("conv_") == is_conv and name.endswith(f"_{level}")
     )
     variables = [name for kind, name in symbols if kind in "dbDBCGS"]
     assert not variables, "objects at namespace scope"
