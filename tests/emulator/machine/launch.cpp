@@ -31,7 +31,7 @@ void allow_shared(const void* kernel, uint32_t bytes) { allowed[kernel] = bytes;
 cudaError_t launch(dim3 grid, dim3 size, uint32_t shared_bytes, const void* kernel,
                    void (*body)(void*), void* argument) {
   if (!possible(grid, size, shared_bytes, kernel)) return cudaErrorInvalidConfiguration;
-  forget_writers();
+  begin_launch();
   if (shared_bytes > most_shared_bytes) most_shared_bytes = shared_bytes;
   try {
     run(grid, size, shared_bytes, body, argument);
