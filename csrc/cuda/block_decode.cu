@@ -1,12 +1,11 @@
 // Products of few tokens with block-sparse weights, at the speed at which the weights come from
 // memory: a thread block makes one strip of outputs, whose slices its 8 warps share. Each warp has
 // a pipeline of its own with 3 slices under way: 24 KiB of weights a thread block, of which up to
-// four fit an SM where there are as many strips.
+// four fit an SM. Where there are fewer strips than that, several thread blocks share one.
 #include <cuda_runtime.h>
 
 #include "cuda/block_product.h"
-#include "cuda/kernel.h"
-#include "cuda/launch.inl.h"
+#include "cuda/decode.inl.h"
 #include "cuda/ptx/mma.h"
 #include "cuda/tile/block_entries.h"
 #include "cuda/tile/fragments.h"
@@ -19,7 +18,7 @@ namespace {
 using ptx::Shared;
 using Product = BlockProduct<false>;
 
-constexpr int kWarps = 8, kThreads = kWarps * 32, kStages = 4;
+constexpr int kWarps = kDecodeWarps, kThreads = kWarps * 32, kStages = kDecodeStages;
 
 template <int kHeight, int kTokenTiles>
 struct Sizes {
@@ -105,7 +104,8 @@ __global__ void __launch_bounds__(kThreads, 4) block_decode(const __grid_constan
   const Slices<kHeight, kTokenTiles> slices(p, int(blockIdx.x), token);
   tile::Sums<kHeight / 16, kTokenTiles> sums = {};
   tile::warp_pipeline<kStages>(
-      warp, kWarps, slices.count(), memory + warp * kStages * Size::kStageBytes, Size::kStageBytes,
+      int(blockIdx.z) * kWarps + warp, p.call.split.count * kWarps, slices.count(),
+      memory + warp * kStages * Size::kStageBytes, Size::kStageBytes,
       [&](int slice, Shared stage) { slices.load(slice, stage); },
       [&](Shared stage) { multiply<Number, kHeight, kTokenTiles>(sums, stage); });
   __syncthreads();
@@ -118,8 +118,9 @@ cudaError_t run_tiles(const Product& p, Number number, cudaStream_t stream) {
   const auto kernel = number == Number::kBFloat16
                           ? block_decode<ptx::BFloat16, kHeight, kTokenTiles>
                           : block_decode<ptx::Float16, kHeight, kTokenTiles>;
-  const Grid grid{int64_t{p.groups} * p.strips, ceil_div(p.call.tokens, kTokenTiles * 8)};
-  return launch(kernel, grid, kThreads, Sizes<kHeight, kTokenTiles>::kSharedBytes, p, stream);
+  return launch_decode<kTokenTiles * 8>(kernel, int64_t{p.groups} * p.strips,
+                                        Sizes<kHeight, kTokenTiles>::kSharedBytes, p, number,
+                                        stream);
 }
 
 // `argument`: a BlockProduct<false>.

@@ -49,6 +49,9 @@ extern "C" {
 // What the last launch that failed did wrong.
 const char* emulator_fault() { return emulator::the_fault.c_str(); }
 
+// Launches run their last block first from now on, or no more.
+void emulator_run_backwards(int yes) { emulator::run_backwards(yes != 0); }
+
 // The most shared memory that a launch asked for since the last call.
 uint32_t emulator_shared_bytes() {
   const uint32_t most = emulator::most_shared_bytes;
