@@ -35,6 +35,16 @@ void check_sizes(int64_t out_features, int64_t in_features, const char* op) {
                   in_features, "]");
 }
 
+Gpu ask_for_gpu(int device) {
+  int processors = 0, clock_khz = 0, bus_bits = 0;
+  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  cudaDeviceGetAttribute(&clock_khz, cudaDevAttrMemoryClockRate, device);
+  cudaDeviceGetAttribute(&bus_bits, cudaDevAttrGlobalMemoryBusWidth, device);
+  // Two bits a wire and clock. Where the clock is not told, what an SM of an H100 has.
+  const double told = 2.0 * clock_khz * 1e3 * bus_bits / 8 / 1e9;
+  return {processors, told > 0 ? told : 25.0 * processors};
+}
+
 }  // namespace
 
 std::string found(const Tensor& tensor) {
@@ -59,6 +69,19 @@ cudaStream_t current_stream(const Tensor& tensor, const char* op) {
                   ": PyTorch does not tell its current CUDA stream; install a PyTorch with CUDA, ",
                   "2.10 or newer");
   return static_cast<cudaStream_t>(stream);
+}
+
+const Gpu& gpu_of(int32_t device, const char* op) {
+  static const std::vector<Gpu> gpus = [] {
+    int count = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
+    std::vector<Gpu> found(count);
+    for (int i = 0; i < count; ++i) found[i] = ask_for_gpu(i);
+    return found;
+  }();
+  STD_TORCH_CHECK(device >= 0 && size_t(device) < gpus.size(), op, ": CUDA finds ", gpus.size(),
+                  " devices, got one on cuda:", device);
+  return gpus[device];
 }
 
 Number number_of(const Tensor& values, const char* op) {

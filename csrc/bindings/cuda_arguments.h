@@ -8,6 +8,7 @@
 #include <string>
 
 #include "cuda/call.h"
+#include "cuda/decode.h"
 #include "cuda/kernel.h"
 #include "cuda/nm_product.h"
 
@@ -18,6 +19,9 @@ std::string found(const torch::stable::Tensor& tensor);
 
 // The stream that torch works on where the tensor is.
 cudaStream_t current_stream(const torch::stable::Tensor& tensor, const char* op);
+
+// The GPU of that number, as CUDA tells.
+const Gpu& gpu_of(int32_t device, const char* op);
 
 Number number_of(const torch::stable::Tensor& values, const char* op);
 

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
@@ -18,6 +19,7 @@
 #include "bindings/cuda_arguments.h"
 #include "cuda/block_product.h"
 #include "cuda/columns_product.h"
+#include "cuda/decode.h"
 #include "cuda/grad_product.h"
 #include "cuda/kernel.h"
 #include "cuda/nm_product.h"
@@ -55,7 +57,7 @@ Call call_of(const PaddedRows& x, Tensor& y, const Tensor* bias, int64_t outputs
              Activation activation) {
   const auto* bias_at = bias == nullptr ? nullptr : bits_of(*bias);
   return {{bits_of(x.memory)}, x.stride, {bits_of(y)}, {bias_at}, x.count,
-          x.numbers,           outputs,  activation};
+          x.numbers,           outputs,  activation,   {}};
 }
 
 std::optional<Tensor> checked_bias(const std::optional<Tensor>& bias, const Tensor& values,
@@ -75,6 +77,19 @@ Tensor new_output(const Tensor& x, int64_t outputs) {
   return torch::stable::new_empty(x, shape);
 }
 
+// Has several thread blocks make a strip, where the strips of few tokens are too few to keep the
+// GPU's memory busy. What comes back is what they share, to be kept until the kernel is launched.
+std::optional<Tensor> share_strips(Call& call, const KernelInfo& kernel, const Strips& strips,
+                                   const Tensor& values, const char* op) {
+  if (!kernel.of_few_tokens()) return std::nullopt;
+  const int parts = parts_of_strips(strips, gpu_of(values.get_device(), op));
+  if (parts == 1) return std::nullopt;
+  const std::vector<int64_t> sizes{parts, call.tokens, strips.outputs};
+  Tensor partials = torch::stable::new_empty(values, sizes, torch::headeronly::ScalarType::Float);
+  call.split = {{static_cast<float*>(partials.data_ptr())}, strips.outputs, parts};
+  return partials;
+}
+
 Tensor block_linear(const Tensor& x, const Tensor& values, const Tensor& columns,
                     const Tensor& offsets, std::optional<Tensor> bias, int64_t out_features,
                     int64_t in_features, std::string activation, std::string kernel_name) {
@@ -90,7 +105,9 @@ Tensor block_linear(const Tensor& x, const Tensor& values, const Tensor& columns
       pick(kernel_name, Format::kBlock, Purpose::kLinear, weight.rows, rows.count, kOp);
   const Call call =
       call_of(rows, y, added ? &*added : nullptr, out_features, parse_activation(activation, kOp));
-  const auto product = block_product<false>(call, weight, {}, kernel.height);
+  auto product = block_product<false>(call, weight, {}, kernel.height);
+  const Strips strips = strips_of(product, values.size(0), kernel.height);
+  const std::optional<Tensor> partials = share_strips(product.call, kernel, strips, values, kOp);
   run(kernel, &product, number, values, kOp);
   return y;
 }
@@ -112,6 +129,8 @@ Tensor nm_linear(const Tensor& x, const Tensor& values, const Tensor& positions,
   NMProduct product = weight;
   product.call =
       call_of(rows, y, added ? &*added : nullptr, out_features, parse_activation(activation, kOp));
+  const std::optional<Tensor> partials =
+      share_strips(product.call, kernel, strips_of(product), values, kOp);
   run(kernel, &product, number, values, kOp);
   return y;
 }

@@ -1,12 +1,12 @@
 // Products of few tokens with block-sparse weights, at the speed at which the weights come from
 // memory: a thread block makes one strip of outputs, whose slices its 8 warps share. Each warp has
 // a pipeline of its own with 3 slices under way: 24 KiB of weights a thread block, of which up to
-// four fit an SM where there are as many strips.
+// four fit an SM. Where there are fewer strips than that, several thread blocks share one.
 #include <cuda_runtime.h>
 
 #include "cuda/block_product.h"
-#include "cuda/kernel.h"
-#include "cuda/launch.inl.h"
+#include "cuda/decode.inl.h"
+#include "cuda/ptx/keep.h"
 #include "cuda/ptx/mma.h"
 #include "cuda/tile/block_entries.h"
 #include "cuda/tile/fragments.h"
@@ -19,7 +19,7 @@ namespace {
 using ptx::Shared;
 using Product = BlockProduct<false>;
 
-constexpr int kWarps = 8, kThreads = kWarps * 32, kStages = 4;
+constexpr int kWarps = kDecodeWarps, kThreads = kWarps * 32, kStages = kDecodeStages;
 
 template <int kHeight, int kTokenTiles>
 struct Sizes {
@@ -29,54 +29,78 @@ struct Sizes {
   static_assert(kSharedBytes >= tile::kReduceBytes<kWarps, kHeight / 16, kTokenTiles>);
 };
 
-// The slices of a strip, counted through all its blocks. Each lane copies a chunk or two.
+// The slices of a strip, counted through all its blocks, that a warp takes: from `first` on each
+// stride-th. Each lane copies a chunk or two. What a step needs to know it has from the last one: a
+// division for each of them would take longer to issue than weights take to come.
 template <int kHeight, int kTokenTiles>
 class Slices {
  public:
-  __device__ Slices(const Product& p, int strip, int64_t token)
-      : p_(p), part_(strip % p.strips), token_(token) {
-    const int group = strip / p.strips;
-    first_ = tile::first(p, group);
-    count_ = tile::count(p, group) * tile::slices(p);
+  __device__ Slices(const Product& p, int strip, int64_t token, int first, int stride)
+      : p_(p), of_block_(tile::slices(p)), stride_(stride) {
+    entry_stride_ = int(ptx::keep(uint32_t(stride / of_block_)));
+    slice_stride_ = int(ptx::keep(uint32_t(stride % of_block_)));
+    const int group = strip / p.strips, begin = tile::first(p, group);
+    end_ = begin + tile::count(p, group);
+    count_ = (end_ - begin) * of_block_;
+    entry_ = begin + first / of_block_;
+    slice_ = first % of_block_;
+    column_ = column_at(entry_);
+    const int64_t row =
+        (int64_t{begin} * of_block_ + first) * tile::kSliceInputs + lane() / kChunks;
+    weights_ = p.weight.values + (row * p.weight.rows + strip % p.strips * kHeight +
+                                  lane() % kChunks * tile::kChunkNumbers);
+    const int64_t of_lane = token + lane() / 2;
+    const int chunk = lane() % 2 * tile::kChunkNumbers;
+    inputs_ = of_lane < p.call.tokens ? int(p.call.inputs) - chunk : 0;
+    tokens_ = p.call.x + (inputs_ > 0 ? of_lane * p.call.x_stride + chunk : 0);
   }
 
   __device__ int count() const { return count_; }
 
-  __device__ void load(int slice, Shared stage) const {
-    const int entry = first_ + slice / tile::slices(p_),
-              within = slice % tile::slices(p_) * tile::kSliceInputs;
-    load_weights(entry, within, stage);
-    load_tokens(int64_t{tile::column(p_, entry)} * p_.weight.cols + within,
-                stage + Sizes<kHeight, kTokenTiles>::kWeightsBytes);
+  // The next of them.
+  __device__ void load(Shared stage) {
+    load_weights(stage);
+    load_tokens(stage + Sizes<kHeight, kTokenTiles>::kWeightsBytes);
+    weights_ = weights_ + int64_t{stride_} * tile::kSliceInputs * p_.weight.rows;
+    entry_ += entry_stride_;
+    slice_ += slice_stride_;
+    if (slice_ >= of_block_) {
+      slice_ -= of_block_;
+      ++entry_;
+    }
+    column_ = column_at(entry_);
   }
 
  private:
-  __device__ void load_weights(int entry, int within, Shared to) const {
-    constexpr int kChunks = kHeight / tile::kChunkNumbers;
+  static constexpr int kChunks = kHeight / tile::kChunkNumbers;  // of a row of weights
+  static __device__ int lane() { return int(threadIdx.x) % 32; }
+
+  __device__ int column_at(int entry) const { return entry < end_ ? tile::column(p_, entry) : 0; }
+
+  __device__ void load_weights(Shared to) const {
+    constexpr int kRows = 32 / kChunks;
 #pragma unroll
-    for (uint32_t at = threadIdx.x % 32; at < 16 * kChunks; at += 32) {
-      const uint32_t row = at / kChunks, chunk = at % kChunks;
-      const int64_t from = (int64_t{entry} * p_.weight.cols + within + row) * p_.weight.rows +
-                           part_ * kHeight + chunk * tile::kChunkNumbers;
-      ptx::cp_async_16(to + tile::swizzled<kChunks>(row, chunk),
-                       (p_.weight.values + from).template as<const uint4>(), true);
+    for (int row = 0; row < tile::kSliceInputs; row += kRows) {
+      ptx::cp_async_16(to + tile::swizzled<kChunks>(row + lane() / kChunks, lane() % kChunks),
+                       (weights_ + int64_t{row} * p_.weight.rows).template as<const uint4>(), true);
     }
   }
 
-  __device__ void load_tokens(int64_t first_input, Shared to) const {
-    const uint32_t row = threadIdx.x % 32 / 2, chunk = threadIdx.x % 2;
-    if (row >= kTokenTiles * 8) return;
-    const int64_t token = token_ + row, input = first_input + chunk * tile::kChunkNumbers;
-    const bool inside = token < p_.call.tokens && input < p_.call.inputs;
-    const int64_t from = inside ? token * p_.call.x_stride + input : 0;
-    ptx::cp_async_16(to + tile::swizzled<2>(row, chunk),
-                     (p_.call.x + from).template as<const uint4>(), inside);
+  __device__ void load_tokens(Shared to) const {
+    if (lane() / 2 >= kTokenTiles * 8) return;
+    const int input = column_ * p_.weight.cols + slice_ * tile::kSliceInputs;
+    const bool inside = input < inputs_;
+    ptx::cp_async_16(to + tile::swizzled<2>(lane() / 2, lane() % 2),
+                     (tokens_ + (inside ? input : 0)).template as<const uint4>(), inside);
   }
 
   const Product& p_;
-  const int part_;  // of the blocks' outputs
-  const int64_t token_;
-  int first_, count_;
+  const int of_block_, stride_;
+  int entry_stride_, slice_stride_;  // the stride, in blocks and what is left
+  int end_, count_;
+  int entry_, slice_, column_;  // of the next one, whose column is loaded a step ahead
+  ptx::Global<const uint16_t> weights_, tokens_;
+  int inputs_;  // from tokens_ on; none of a token that there is not
 };
 
 template <class Number, int kHeight, int kTokenTiles>
@@ -102,11 +126,12 @@ __global__ void __launch_bounds__(kThreads, 4) block_decode(const __grid_constan
   const Shared memory = ptx::shared_memory();
   const int warp = int(threadIdx.x / 32);
   const int64_t token = int64_t{blockIdx.y} * kTokenTiles * 8;
-  const Slices<kHeight, kTokenTiles> slices(p, int(blockIdx.x), token);
+  const int first = int(blockIdx.z) * kWarps + warp, stride = p.call.split.count * kWarps;
+  Slices<kHeight, kTokenTiles> slices(p, int(blockIdx.x), token, first, stride);
   tile::Sums<kHeight / 16, kTokenTiles> sums = {};
   tile::warp_pipeline<kStages>(
-      warp, kWarps, slices.count(), memory + warp * kStages * Size::kStageBytes, Size::kStageBytes,
-      [&](int slice, Shared stage) { slices.load(slice, stage); },
+      first, stride, slices.count(), memory + warp * kStages * Size::kStageBytes, Size::kStageBytes,
+      [&](int, Shared stage) { slices.load(stage); },
       [&](Shared stage) { multiply<Number, kHeight, kTokenTiles>(sums, stage); });
   __syncthreads();
   tile::reduce_and_write<Number, kWarps>(sums, memory, p.call, int64_t{blockIdx.x} * kHeight,
@@ -118,8 +143,9 @@ cudaError_t run_tiles(const Product& p, Number number, cudaStream_t stream) {
   const auto kernel = number == Number::kBFloat16
                           ? block_decode<ptx::BFloat16, kHeight, kTokenTiles>
                           : block_decode<ptx::Float16, kHeight, kTokenTiles>;
-  const Grid grid{int64_t{p.groups} * p.strips, ceil_div(p.call.tokens, kTokenTiles * 8)};
-  return launch(kernel, grid, kThreads, Sizes<kHeight, kTokenTiles>::kSharedBytes, p, stream);
+  return launch_decode<kTokenTiles * 8>(kernel, int64_t{p.groups} * p.strips,
+                                        Sizes<kHeight, kTokenTiles>::kSharedBytes, p, number,
+                                        stream);
 }
 
 // `argument`: a BlockProduct<false>.

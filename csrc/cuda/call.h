@@ -8,6 +8,19 @@
 
 namespace sparsekern::cuda {
 
+// The sums of few tokens by several thread blocks that share the inputs of a strip: each leaves
+// what it has, and add_partials.cu adds them up.
+struct Split {
+  ptx::Global<float> partials = {};  // [count, tokens, stride], or null
+  int64_t stride = 0;                // the outputs, and what pads the last strip
+  int count = 1;                     // of thread blocks to a strip
+
+  __device__ ptx::Global<float> at(int64_t part, int64_t tokens, int64_t token,
+                                   int64_t output) const {
+    return partials + ((part * tokens + token) * stride + output);
+  }
+};
+
 // y = activation(x W^T + bias), all of one 16-bit dtype. Rows of x begin at multiples of 16 bytes,
 // and so does y if `outputs` is a multiple of 8.
 struct Call {
@@ -17,6 +30,7 @@ struct Call {
   ptx::Global<const uint16_t> bias;  // [outputs], or null
   int64_t tokens, inputs, outputs;   // inputs: a multiple of 8, zeros behind the weight's own
   Activation activation;
+  Split split = {};
 };
 
 // A weight in blocks of `rows` outputs and `cols` inputs, both multiples of 16, for a product with

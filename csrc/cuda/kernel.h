@@ -26,6 +26,8 @@ struct KernelInfo {
   int height;  // outputs of the product that it takes of a block at once; 1 of n:m
   int64_t min_tokens, max_tokens;  // for which it is chosen
   Launcher launch;
+
+  bool of_few_tokens() const { return max_tokens != kAnyTokens; }
 };
 
 const KernelInfo* kernel_table(int* count);

@@ -1,10 +1,9 @@
 // Products of few tokens with 2:4 weights, at the speed at which the weights come from memory: a
 // thread block makes two row tiles of outputs, whose group tiles its warps share. Each warp has a
-// pipeline of its own.
+// pipeline of its own. Where row tiles are few, several thread blocks share two.
 #include <cuda_runtime.h>
 
-#include "cuda/kernel.h"
-#include "cuda/launch.inl.h"
+#include "cuda/decode.inl.h"
 #include "cuda/nm_product.h"
 #include "cuda/ptx/mma_sp.h"
 #include "cuda/tile/fragments.h"
@@ -16,8 +15,8 @@ namespace {
 
 using ptx::Shared;
 
-constexpr int kWarps = 8, kThreads = kWarps * 32, kStages = 4;
-constexpr int kRowTiles = 2;
+constexpr int kWarps = kDecodeWarps, kThreads = kWarps * 32, kStages = kDecodeStages;
+constexpr int kRowTiles = kDecodeRowTiles;
 constexpr int kTokenChunks = NMProduct::kTileInputs / tile::kChunkNumbers;
 constexpr uint32_t kValuesBytes = kRowTiles * NMProduct::kValuesBytes;
 constexpr uint32_t kPositionsBytes = kRowTiles * NMProduct::kPositionsBytes;
@@ -97,7 +96,8 @@ __global__ void __launch_bounds__(kThreads, 3) nm_decode(const __grid_constant__
   const int64_t token = int64_t{blockIdx.y} * Size::kTokens;
   tile::Sums<kRowTiles, kTokenTiles> sums = {};
   tile::warp_pipeline<kStages>(
-      warp, kWarps, p.group_tiles, memory + warp * kStages * Size::kStageBytes, Size::kStageBytes,
+      int(blockIdx.z) * kWarps + warp, p.call.split.count * kWarps, p.group_tiles,
+      memory + warp * kStages * Size::kStageBytes, Size::kStageBytes,
       [&](int tile, Shared stage) { load<kTokenTiles>(p, row_tile, token, tile, stage); },
       [&](Shared stage) { multiply<Number, kTokenTiles>(p, row_tile, sums, stage); });
   __syncthreads();
@@ -108,8 +108,8 @@ template <int kTokenTiles>
 cudaError_t run(const NMProduct& p, Number number, cudaStream_t stream) {
   const auto kernel = number == Number::kBFloat16 ? nm_decode<ptx::BFloat16, kTokenTiles>
                                                   : nm_decode<ptx::Float16, kTokenTiles>;
-  const Grid grid{ceil_div(p.row_tiles, kRowTiles), ceil_div(p.call.tokens, kTokenTiles * 8)};
-  return launch(kernel, grid, kThreads, Sizes<kTokenTiles>::kSharedBytes, p, stream);
+  return launch_decode<kTokenTiles * 8>(kernel, ceil_div(p.row_tiles, kRowTiles),
+                                        Sizes<kTokenTiles>::kSharedBytes, p, number, stream);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +31,8 @@ PTX_KINDS = (
 
 _TENSOR = re.compile(r"^(?:H|HG|I|D|UTCH)MMA")
 _SASS_LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;")
-_JUMP = re.compile(r"\bBRA\S*\s+(?:U?P[T\d]+,\s*)?`?\(?0x([0-9a-f]+)")
+_JUMP = re.compile(r"\bBRA\S*\s+(?:!?~?U?[PR][TZ\d]+,\s*)*`?\(?0x([0-9a-f]+)")
+_GOES_NO_FURTHER = re.compile(r"^(?:BRA(?:\.U)?\s+`?\(?0x|EXIT\b|RET\b|BRX\b|JMP\b)")
 _PREDICATE = re.compile(r"^@!?U?P[T\d]+\s+")
 _RESOURCES = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 _PTX_INSTRUCTION = re.compile(r"^(?:@!?%\w+\s+)?([a-z][\w.:]*)[\s;]")
@@ -106,9 +108,13 @@ def ptx_mix(lines: Sequence[str]) -> dict[str, int]:
 def main_loop(instructions: Sequence[Instruction]) -> list[Instruction]:
     """The innermost loop with the most tensor-core instructions; of a kernel without, multiply-adds; else loads.
 
+    Code that the compiler lays behind the kernel, such as for warps that have parted, jumps back into the middle of
+    loops: that makes no loop.
+
     Returns:
         Its instructions; none if the kernel has no such loop.
     """
+    instructions = _without_returns(instructions)
     for work in _WORK:
         does = partial(_is_one_of, work)
         if loops := innermost_loops(instructions, does):
@@ -187,6 +193,33 @@ def _without_end(instructions: list[Instruction]) -> list[Instruction]:
     while instructions and (instructions[-1].text == "NOP" or instructions[-1].target == instructions[-1].address):
         instructions = instructions[:-1]
     return instructions
+
+
+def _without_returns(instructions: Sequence[Instruction]) -> list[Instruction]:
+    """Jumps backwards lead nowhere unless to the head of a loop: what all ways to the jump come through."""
+    place = {instruction.address: index for index, instruction in enumerate(instructions)}
+    targets = [place.get(one.target) if one.target is not None else None for one in instructions]
+    ends = [_GOES_NO_FURTHER.match(one.text) is not None for one in instructions]
+
+    def reaches(index: int, without: int) -> bool:
+        seen = {without}
+        ways = [0]
+        while ways:
+            at = ways.pop()
+            if at in seen or at >= len(instructions):
+                continue
+            if at == index:
+                return True
+            seen.add(at)
+            target = targets[at]
+            ways += ([] if target is None else [target]) + ([] if ends[at] else [at + 1])
+        return False
+
+    kept = list(instructions)
+    for index, target in enumerate(targets):
+        if target is not None and target <= index and index != target and reaches(index, without=target):
+            kept[index] = replace(instructions[index], target=None)
+    return kept
 
 
 def _parse(address: str, text: str) -> Instruction:

@@ -13,7 +13,14 @@ from sparsekern.backends.cuda import device_refusal
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device")
 
-CASES = [*block_cases((128, 64, 32, 16, 48), MANY + FEW), *nm_cases(MANY * 2 + FEW * 2)]
+# So few outputs of so many inputs that several thread blocks share them.
+SHARED = [
+    *(Case(90, 16384, m, sk.Block(rows, 32), 0.6, dtype, "silu", True)
+      for rows, m, dtype in ((32, 1, torch.bfloat16), (32, 16, torch.float16), (16, 9, torch.bfloat16))),
+    *(Case(77, 16384, m, sk.NM(2, 4), 0.5, dtype, "gelu", True)
+      for m, dtype in ((1, torch.float16), (16, torch.bfloat16))),
+]  # fmt: skip
+CASES = [*block_cases((128, 64, 32, 16, 48), MANY + FEW), *nm_cases(MANY * 2 + FEW * 2), *SHARED]
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +136,18 @@ def test_same_bits_again() -> None:
     layer = [sk.linear(x[:tokens], packed) for tokens in (3, 64) for _ in range(3)]
     assert torch.equal(layer[0], layer[1]) and torch.equal(layer[1], layer[2])
     assert torch.equal(layer[3], layer[4]) and torch.equal(layer[4], layer[5])
+
+
+@pytest.mark.parametrize("case", SHARED, ids=str)
+def test_same_bits_where_thread_blocks_share(case: Case) -> None:
+    packed, x, bias = operands(case)
+    first = sk.linear(x, packed, bias)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        again = sk.linear(x, packed, bias)
+    for _ in range(10):
+        graph.replay()
+        assert torch.equal(again, first)
 
 
 def test_compiled() -> None:

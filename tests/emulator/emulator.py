@@ -5,11 +5,12 @@ Runs without the compiled library of the package, and without nvcc.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,9 +67,9 @@ class _Fields(ctypes.Structure):
 
 class Product(_Fields):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "bias", "y")),
-        *((name, ctypes.c_int64) for name in ("x_stride", "tokens", "inputs", "outputs")),
-        *((name, ctypes.c_int32) for name in ("activation", "number")),
+        *((name, ctypes.c_void_p) for name in ("x", "bias", "y", "partials")),
+        *((name, ctypes.c_int64) for name in ("x_stride", "tokens", "inputs", "outputs", "padded_outputs")),
+        *((name, ctypes.c_int32) for name in ("activation", "number", "parts")),
     )
 
 
@@ -136,6 +137,8 @@ class Emulator:
         for name in ("emulator_fault", "emulator_counters", "chosen_kernel", *(f"run_{entry}" for entry in entries)):
             getattr(self.library, name).restype = ctypes.c_char_p
         self.library.emulator_writing_block.restype = ctypes.c_int64
+        self.partials = torch.empty(0)
+        """What the thread blocks of the last product left that shared strips: ``[parts, tokens, padded outputs]``."""
 
     def counters(self) -> Counters:
         """Those since the last call."""
@@ -149,6 +152,13 @@ class Emulator:
         name = self.library.chosen_kernel(isinstance(granularity, sk.NM), ctypes.c_int64(rows), ctypes.c_int64(tokens))
         return name.decode()
 
+    def parts(
+        self, strips: int, slices: int, slice_bytes: int, outputs: int, tokens: int, sms: int, rate: float
+    ) -> int:
+        """Into how many parts strips are cut on a GPU of so many SMs and bytes a nanosecond."""
+        sizes = (ctypes.c_int64(strips), ctypes.c_int64(slices), slice_bytes, *map(ctypes.c_int64, (outputs, tokens)))
+        return self.library.chosen_parts(*sizes, sms, ctypes.c_double(rate))
+
     def blocks(
         self,
         kernel: str,
@@ -157,18 +167,23 @@ class Emulator:
         bias: Tensor | None = None,
         activation: str = "none",
         transposed: bool = False,
+        parts: int = 1,
     ) -> Tensor:
         """``activation(x @ W.T + bias)``, or ``x @ W`` if transposed, by a kernel of blocks.
+
+        ``parts``: of a strip, for a kernel of few tokens.
 
         Raises:
             KernelError: the kernel did what a GPU does not promise to carry out.
         """
-        parts, sizes = block_arrays(packed)
+        arrays, sizes = block_arrays(packed)
         if transposed:
-            parts |= columns_of(parts["columns"].int(), parts["offsets"], sizes["block_columns"])
-        weight = BlockWeight(**parts, **sizes)
+            arrays |= columns_of(arrays["columns"].int(), arrays["offsets"], sizes["block_columns"])
+        weight = BlockWeight(**arrays, **sizes)
         outputs = packed.shape[1 if transposed else 0]
-        return self._multiply("run_block_kernel", kernel, weight, parts, x, outputs, bias, activation)
+        return self._multiply(
+            "run_block_kernel", kernel, weight, arrays, x, outputs, bias, activation, parts, packed.granularity.rows
+        )
 
     def nm(
         self,
@@ -177,12 +192,13 @@ class Emulator:
         x: Tensor,
         bias: Tensor | None = None,
         activation: str = "none",
+        parts: int = 1,
     ) -> Tensor:
         """``activation(x @ W.T + bias)`` by a kernel of 2:4; raises as :meth:`blocks`."""
-        parts = {"values": aligned(packed.values.view(torch.int16)), "positions": aligned(packed.parts["positions"])}
+        arrays = {"values": aligned(packed.values.view(torch.int16)), "positions": aligned(packed.parts["positions"])}
         row_tiles, group_tiles = packed.values.shape[:2]
-        weight = NMWeight(**parts, row_tiles=row_tiles, group_tiles=group_tiles)
-        return self._multiply("run_nm_kernel", kernel, weight, parts, x, packed.shape[0], bias, activation)
+        weight = NMWeight(**arrays, row_tiles=row_tiles, group_tiles=group_tiles)
+        return self._multiply("run_nm_kernel", kernel, weight, arrays, x, packed.shape[0], bias, activation, parts, 32)
 
     def grad_values(self, kernel: str, packed: sk.PackedWeight, grad: Tensor, x: Tensor) -> Tensor:
         """The gradient of the packed values of blocks, given that of the output; raises as :meth:`blocks`."""
@@ -211,6 +227,15 @@ class Emulator:
         names = {"block_rows": "block_rows_of_columns", "blocks": "blocks_of_columns"}
         return {names.get(name, name): array for name, array in made.items()}
 
+    @contextlib.contextmanager
+    def backwards(self) -> Iterator[None]:
+        """Launches run their thread blocks in the opposite order."""
+        self.library.emulator_run_backwards(1)
+        try:
+            yield
+        finally:
+            self.library.emulator_run_backwards(0)
+
     def writing_block(self, y: Tensor, *place: int) -> int:
         """Number of the thread block that wrote a place of ``y`` in the last launch."""
         offset = sum(i * stride for i, stride in zip(place, y.stride(), strict=True)) * y.element_size()
@@ -238,20 +263,25 @@ class Emulator:
         entry: str,
         kernel: str,
         weight: _Fields,
-        parts: dict[str, Tensor],
+        arrays: dict[str, Tensor],
         x: Tensor,
         outputs: int,
         bias: Tensor | None,
         activation: str,
+        parts: int,
+        pad: int,
     ) -> Tensor:
         rows = padded_rows(x)
         y = aligned(torch.full((len(x), outputs), float("nan"), dtype=x.dtype))
+        padded = -(-outputs // pad) * pad
+        self.partials = aligned(torch.full((parts if parts > 1 else 0, len(x), padded), float("nan")))
         product = Product(
-            x=rows, bias=bias, y=y, x_stride=rows.shape[1], tokens=len(x), inputs=rows.shape[1], outputs=outputs,
-            activation=ACTIVATIONS.index(activation), number=NUMBERS[x.dtype],
+            x=rows, bias=bias, y=y, partials=self.partials, x_stride=rows.shape[1], tokens=len(x),
+            inputs=rows.shape[1], outputs=outputs, padded_outputs=padded,
+            activation=ACTIVATIONS.index(activation), number=NUMBERS[x.dtype], parts=parts,
         )  # fmt: skip
-        inputs = {"x": rows, **parts} if bias is None else {"x": rows, "bias": bias, **parts}
-        self._run(entry, kernel, product, weight, inputs, {"y": y})
+        inputs = {"x": rows, **arrays} if bias is None else {"x": rows, "bias": bias, **arrays}
+        self._run(entry, kernel, product, weight, inputs, {"y": y, "partials": self.partials})
         return y
 
     def _run(

@@ -1,6 +1,7 @@
 // What tests call: the kernels by their names in the table, on plain arrays.
 #include "cuda/block_product.h"
 #include "cuda/columns_product.h"
+#include "cuda/decode.h"
 #include "cuda/grad_product.h"
 #include "cuda/kernel.h"
 #include "cuda/nm_product.h"
@@ -13,8 +14,9 @@ namespace {
 struct Product {
   const uint16_t *x, *bias;
   uint16_t* y;
-  int64_t x_stride, tokens, inputs, outputs;
-  int32_t activation, number;
+  float* partials;
+  int64_t x_stride, tokens, inputs, outputs, padded_outputs;
+  int32_t activation, number, parts;
 };
 
 struct BlockWeight {
@@ -41,8 +43,15 @@ struct Columns {
 };
 
 cuda::Call call_of(const Product& p) {
-  return {{p.x},    p.x_stride, {p.y},     {p.bias},
-          p.tokens, p.inputs,   p.outputs, static_cast<Activation>(p.activation)};
+  return {{p.x},
+          p.x_stride,
+          {p.y},
+          {p.bias},
+          p.tokens,
+          p.inputs,
+          p.outputs,
+          static_cast<Activation>(p.activation),
+          {{p.partials}, p.padded_outputs, p.parts}};
 }
 
 cuda::Blocks blocks_of(const BlockWeight& w) {
@@ -66,6 +75,13 @@ const char* chosen_kernel(int32_t is_nm, int64_t outputs, int64_t tokens) {
   const cuda::KernelInfo* kernel = cuda::choose_kernel(is_nm ? Format::kNM : Format::kBlock,
                                                        cuda::Purpose::kLinear, outputs, tokens);
   return kernel == nullptr ? "none" : kernel->name;
+}
+
+// Of strips of few tokens.
+int32_t chosen_parts(int64_t strips, int64_t slices, int32_t slice_bytes, int64_t outputs,
+                     int64_t tokens, int32_t processors, double bytes_per_ns) {
+  return cuda::parts_of_strips({strips, slices, slice_bytes, outputs, tokens},
+                               {processors, bytes_per_ns});
 }
 
 const char* run_block_kernel(const char* name, const Product* p, const BlockWeight* w) {

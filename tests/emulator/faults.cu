@@ -45,6 +45,33 @@ __global__ void reads_what_it_writes(Arrays p) {
   ptx::load(Global<const uint32_t>{p.y.at} + me());
 }
 
+// ---- between thread blocks, of which there are two ----
+
+// Words of the block, and of the other one.
+__device__ int mine() { return int(blockIdx.x) * 32 + me() % 32; }
+__device__ int others() { return (1 - int(blockIdx.x)) * 32 + me() % 32; }
+
+__global__ void writes_apart(Arrays p) {
+  if (me() < 32) ptx::store(p.y + mine(), ptx::load(p.x + mine()));
+}
+__global__ void writes_what_another_block_writes(Arrays p) { ptx::store(p.y + me(), 0u); }
+__global__ void reads_what_an_earlier_block_writes(Arrays p) {
+  if (blockIdx.x == 0) ptx::store(p.y + me(), 1u);
+  if (blockIdx.x == 1) ptx::load(Global<const uint32_t>{p.y.at} + me());
+}
+__global__ void reads_what_nobody_wrote(Arrays p) {
+  ptx::load(Global<const uint32_t>{p.y.at} + me());
+}
+
+// Behind a launch that has written all of y.
+__global__ void reads_what_the_last_launch_wrote(Arrays p) {
+  ptx::load(Global<const uint32_t>{p.y.at} + others());
+}
+__global__ void reads_what_a_later_block_writes(Arrays p) {
+  if (blockIdx.x == 0) ptx::load(Global<const uint32_t>{p.y.at} + me());
+  if (blockIdx.x == 1) ptx::store(p.y + me(), 1u);
+}
+
 // ---- shared memory ----
 
 // Each thread gives a word to its neighbour; what lies between is the kernel's matter.
@@ -182,6 +209,8 @@ __global__ void loads_a_matrix_unordered(Arrays p) {
 struct Line {
   const char* name;
   void (*kernel)(Arrays);
+  int blocks = 1;
+  bool second = false;  // launch; the first one is `copies`
 };
 
 #define LINE(kernel) {#kernel, kernel}
@@ -194,6 +223,12 @@ const Line kLines[] = {
     LINE(writes_an_input),
     LINE(writes_one_place_twice),
     LINE(reads_what_it_writes),
+    {"writes_apart", writes_apart, 2},
+    {"writes_what_another_block_writes", writes_what_another_block_writes, 2},
+    {"reads_what_an_earlier_block_writes", reads_what_an_earlier_block_writes, 2},
+    {"reads_what_nobody_wrote", reads_what_nobody_wrote, 2},
+    {"reads_what_the_last_launch_wrote", reads_what_the_last_launch_wrote, 2, true},
+    {"reads_what_a_later_block_writes", reads_what_a_later_block_writes, 2, true},
     LINE(passes_on_behind_a_barrier),
     LINE(passes_on_without_a_barrier),
     LINE(passes_on_in_a_warp),
@@ -218,15 +253,19 @@ const Line kLines[] = {
     LINE(loads_a_matrix_unordered),
 };
 
+cudaError_t run(void (*kernel)(Arrays), int blocks, const Arrays& arrays) {
+  return cuda::launch(kernel, cuda::Grid{blocks, 1}, kThreads, 4096, arrays, nullptr);
+}
+
 }  // namespace
 
-// One block of 64 threads with 4 KiB of shared memory.
+// Blocks of 64 threads with 4 KiB of shared memory.
 extern "C" const char* run_fault(const char* name, const uint32_t* x, uint32_t* y) {
   for (const Line& line : kLines) {
-    if (strcmp(line.name, name) == 0) {
-      return cudaGetErrorName(
-          cuda::launch(line.kernel, cuda::Grid{1, 1}, kThreads, 4096, Arrays{{x}, {y}}, nullptr));
-    }
+    if (strcmp(line.name, name) != 0) continue;
+    const Arrays arrays{{x}, {y}};
+    const cudaError_t first = line.second ? run(copies, 1, arrays) : cudaSuccess;
+    return cudaGetErrorName(first == cudaSuccess ? run(line.kernel, line.blocks, arrays) : first);
   }
   return "no such kernel";
 }

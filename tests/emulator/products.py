@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -32,6 +32,18 @@ def assert_near(y: Tensor, x: Tensor, dense: Tensor, bias: Tensor | None = None,
     assert not y.isnan().any()
     worst = (error - allowed).argmax()
     assert bool((error <= allowed).all()), f"{y.flatten()[worst]} for {wanted.flatten()[worst]}"
+
+
+def assert_added_in_order(multiply: Callable[..., Tensor], kernel: str, granularity: sk.Granularity) -> None:
+    """Of a product in three parts: numbers of which float32 tells the order in which they are added."""
+    step = 8 * (32 if isinstance(granularity, sk.NM) else 16)  # inputs that the warps of a part take at once
+    weight, x = torch.zeros(57, 4 * step), torch.zeros(3, 4 * step)
+    for part, number in enumerate((2.0**24, 1.0, -(2.0**24))):
+        weight[:, part * step] = 1
+        x[:, part * step] = number
+    mask = None if isinstance(granularity, sk.NM) else torch.ones_like(weight, dtype=torch.bool)
+    y = multiply(kernel, sk.pack(weight.bfloat16(), granularity, mask), x.bfloat16(), parts=3)
+    assert not y.any(), f"the order of the parts: {y[0, 0]}"  # 2^24 + 1 is 2^24; last to first it would be 1
 
 
 def pack_random(

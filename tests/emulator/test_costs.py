@@ -97,6 +97,26 @@ def test_two_of_four(emulator: Emulator, kernel: str, tokens: int) -> None:
     assert counters.instructions == {"mma.sp.m16n8k32": 256 * 512 * tokens // 4096}
 
 
+@pytest.mark.parametrize("kernel", [*DECODE_KERNELS, "nm_2_4_decode"])
+def test_few_tokens_in_parts(emulator: Emulator, kernel: str) -> None:
+    """Weights are loaded once, and partial sums written and read once, by whole sectors."""
+    parts, tokens, outputs = 3, 16, 256
+    packed = pack_random((outputs, 1024), DECODE_KERNELS.get(kernel, sk.NM(2, 4)), 0.4, torch.bfloat16, seed=3)
+    emulator.counters()
+    multiply = emulator.nm if kernel.startswith("nm") else emulator.blocks
+    multiply(kernel, packed, torch.randn(tokens, 1024).bfloat16(), parts=parts)
+    counters = emulator.counters()
+    check_memory(counters, after_the_loop=("reduce.h",))
+    weights, *_ = sorted(counters.of("copy from global"), key=lambda access: -access.bytes)
+    assert weights.bytes == packed.values.numel() * 2
+    (written,) = [access for access in counters.of("global store") if access.site.startswith("reduce.h")]
+    read = [access for access in counters.of("global load") if access.site.startswith("add_partials.cu")]
+    assert written.bytes == sum(access.bytes for access in read) == 4 * parts * tokens * outputs
+    assert {access.taken for access in read} == {access.bytes // 32 for access in read}
+    (rows,) = [access for access in counters.of("global store") if access.site.startswith("epilogue.h")]
+    assert rows.bytes == 2 * tokens * outputs == rows.instructions * 16 * 16  # of 16 lanes
+
+
 @pytest.mark.parametrize("side", [16, 32, 64])
 def test_gradients_of_values(emulator: Emulator, side: int) -> None:
     packed = pack_random((256, 256), sk.Block(side, side), 0.4, torch.bfloat16, seed=3)

@@ -3,7 +3,10 @@
 import pytest
 from emulator import Emulator, KernelError
 
-RIGHT = ["copies", "passes_on_behind_a_barrier", "passes_on_in_a_warp", "copies_and_waits", "multiplies"]
+RIGHT = [
+    *("copies", "writes_apart", "reads_what_the_last_launch_wrote", "passes_on_behind_a_barrier"),
+    *("passes_on_in_a_warp", "copies_and_waits", "multiplies"),
+]
 
 WRONG = {
     "reads_beyond": r"thread 63, faults.cu:\d+: read of 4 bytes of global memory at byte 256 of x, which has 256",
@@ -11,8 +14,12 @@ WRONG = {
     "writes_beyond": r"write of 4 bytes of global memory at byte 256 of y",
     "reads_misaligned": r"global memory at an address that is no multiple of that",
     "writes_an_input": r"write to x, an input",
-    "writes_one_place_twice": r"race: two threads write the same place of y",
-    "reads_what_it_writes": r"read of y, which this launch writes there",
+    "writes_one_place_twice": r"thread 1, .*race: write of y at byte 0, which thread 0 of block 0 writes",
+    "reads_what_it_writes": r"race: read of y at byte 0, which thread 0 of block 0 writes in the same launch",
+    "writes_what_another_block_writes": r"block \(1, 0, 0\), .*race: write of y .*, which thread 0 of block 0 writes",
+    "reads_what_an_earlier_block_writes": r"block \(1, 0, 0\), .*race: read of y .*, which thread 0 of block 0 writes",
+    "reads_what_a_later_block_writes": r"block \(1, 0, 0\), .*race: write of y .*, which thread 0 of block 0 reads",
+    "reads_what_nobody_wrote": r"read of y at byte 0, which nobody has written",
     "passes_on_without_a_barrier": r"nobody has written|race: read",
     "passes_on_in_a_warp_unordered": r"race: read of shared memory at byte 0, which thread 0 wrote",
     "passes_on_between_warps_by_a_barrier_of_the_warp": r"nobody has written|race: read",

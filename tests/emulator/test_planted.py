@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from emulator import ROOT, Emulator, KernelError, build
-from products import assert_near, pack_random
+from products import assert_added_in_order, assert_near, pack_random
 
 import sparsekern as sk
 
@@ -24,6 +24,23 @@ PLANTED = {
     "tokens beyond the last": ("block_linear.cu", "token < call.tokens;", "true;", KernelError, "read of 16 bytes"),
     "a number beyond the row": ("tile/epilogue.h", "if (first + n < call.outputs)", "", KernelError, "of y|race"),
     "a swizzle forgotten": ("tile/swizzle.h", "(chunk ^ (row & 7))", "chunk", AssertionError, "conflicts"),
+    "a part forgotten": ("add_partials.cu", "int part = 0;", "int part = 1;", *WRONG),
+    "a part's inputs in all": ("block_decode.cu", "p.call.split.count * kWarps", "kWarps", *WRONG),
+    "another order of parts": (
+        "add_partials.cu",
+        "at(part,",
+        "at(call.split.count - 1 - part,",
+        AssertionError,
+        "order",
+    ),
+    "parts in one place": ("tile/reduce.h", "at(blockIdx.z,", "at(0,", KernelError, "race: write of partials"),
+    "a strip's padding left out": (
+        "tile/reduce.h",
+        "if (call.split.count > 1)",
+        "if (call.split.count > 1 && output + row < call.outputs)",
+        KernelError,
+        "partials .* nobody has written",
+    ),
     "a column too far": ("tile/block_entries.h", "weight.columns + entry)", "weight.columns + entry) + 1", *WRONG),
 }
 
@@ -58,5 +75,9 @@ def run_all(emulator: Emulator) -> None:
         x = torch.randn(tokens, inputs).bfloat16()
         assert_near(emulator.blocks(block_kernel, blocks, x), x, blocks.to_dense())
         assert_near(emulator.nm(nm_kernel, two_of_four, x), x, two_of_four.to_dense())
+    # The last ones, with strips in parts.
+    assert_near(emulator.blocks(block_kernel, blocks, x, parts=3), x, blocks.to_dense())
+    assert_near(emulator.nm(nm_kernel, two_of_four, x, parts=3), x, two_of_four.to_dense())
+    assert_added_in_order(emulator.blocks, block_kernel, blocks.granularity)
     conflicts = [access for access in emulator.counters().of("ldmatrix") if access.taken > access.least]
     assert not conflicts, f"bank conflicts: {conflicts}"

@@ -75,6 +75,18 @@ def test_main_loop_is_that_of_the_tensor_cores() -> None:
     assert nvidia.main_loop(instructions("MOV R1, R2", "EXIT")) == []
 
 
+def test_what_lies_behind_a_kernel_makes_no_loop() -> None:
+    """Lanes that have parted go there from one place of the loop, and come back to the next; it is rolled out twice."""
+    code = instructions(
+        "MOV R1, R2",
+        *("HMMA.16816.F32 R8, R4, R10, R8", "BRA.DIV UR4, 0x80", "LDSM.16.M88.4 R4, [R9]"),
+        *("HMMA.16816.F32 R8, R4, R10, R8", "@!P0 BRA 0x10"),
+        *("HMMA.16816.F32 R8, R4, R10, R8", "EXIT"),
+        *("WARPSYNC.COLLECTIVE R24, 0x90", "BRA 0x30"),
+    )
+    assert [one.address for one in nvidia.main_loop(code)] == [0x10, 0x20, 0x30, 0x40, 0x50]
+
+
 # ---- compiled ------------------------------------------------------------------------------------
 
 SOURCE = """

@@ -19,6 +19,19 @@ __device__ inline float activated(float y) {
   return y;
 }
 
+__device__ inline float activated(float y, Activation activation) {
+  switch (activation) {
+    case Activation::kRelu:
+      return activated<Activation::kRelu>(y);
+    case Activation::kGelu:
+      return activated<Activation::kGelu>(y);
+    case Activation::kSilu:
+      return activated<Activation::kSilu>(y);
+    default:
+      return y;
+  }
+}
+
 // The bias of an output, or zero.
 template <class Number>
 __device__ inline float bias_of(const Call& call, int64_t output) {
@@ -90,8 +103,25 @@ __device__ inline void stage(const Sums<kOutputTiles, kTokenTiles>& sums, ptx::S
   }
 }
 
-// Writes the tile of kTokens tokens to y: rows of 16 bytes a thread, or single numbers where the
-// outputs do not end at such a row. `token` and `output`: the tile's first. All kThreads threads.
+// Writes outputs from `first` on of a token to y: 16 bytes, or single numbers where the outputs do
+// not end at such a chunk.
+__device__ inline void write_chunk(const Call& call, int64_t token, int64_t first, uint4 numbers) {
+  const ptx::Global<uint16_t> y = call.y + (token * call.outputs + first);
+  if (call.outputs % kChunkNumbers == 0) {
+    ptx::store(y.as<uint4>(), numbers);
+    return;
+  }
+  const uint32_t words[4] = {numbers.x, numbers.y, numbers.z, numbers.w};
+#pragma unroll
+  for (int n = 0; n < kChunkNumbers; ++n) {
+    if (first + n < call.outputs) {
+      ptx::store(y + n, static_cast<uint16_t>(words[n / 2] >> 16 * (n % 2)));
+    }
+  }
+}
+
+// Writes the tile of kTokens tokens to y, a chunk a thread. `token` and `output`: the tile's first.
+// All kThreads threads.
 template <int kChunks, int kTokens, int kThreads>
 __device__ inline void write_tile(ptx::Shared tile, const Call& call, int64_t token,
                                   int64_t output) {
@@ -100,19 +130,7 @@ __device__ inline void write_tile(ptx::Shared tile, const Call& call, int64_t to
     const uint32_t at = threadIdx.x + i * kThreads, row = at / kChunks, chunk = at % kChunks;
     const int64_t first = output + chunk * kChunkNumbers;
     if (token + row >= call.tokens || first >= call.outputs) continue;
-    const uint4 numbers = ptx::load<uint4>(tile + swizzled<kChunks>(row, chunk));
-    const ptx::Global<uint16_t> y = call.y + ((token + row) * call.outputs + first);
-    if (call.outputs % kChunkNumbers == 0) {
-      ptx::store(y.as<uint4>(), numbers);
-    } else {
-      const uint32_t words[4] = {numbers.x, numbers.y, numbers.z, numbers.w};
-#pragma unroll
-      for (int n = 0; n < kChunkNumbers; ++n) {
-        if (first + n < call.outputs) {
-          ptx::store(y + n, static_cast<uint16_t>(words[n / 2] >> 16 * (n % 2)));
-        }
-      }
-    }
+    write_chunk(call, token + row, first, ptx::load<uint4>(tile + swizzled<kChunks>(row, chunk)));
   }
 }
 

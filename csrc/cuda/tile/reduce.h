@@ -1,5 +1,5 @@
 // The end of a product of few tokens: the sums of the warps, each of which took some of the inputs,
-// are added up in the order of the warps and written.
+// are added up in the order of the warps and written: to y, or to the partial sums of a split.
 #pragma once
 
 #include <stdint.h>
@@ -10,19 +10,6 @@ namespace sparsekern::cuda::tile {
 
 template <int kWarps, int kOutputTiles, int kTokenTiles>
 constexpr uint32_t kReduceBytes = kWarps * kOutputTiles * kTokenTiles * 4 * 32 * 4;
-
-__device__ inline float activated(float y, Activation activation) {
-  switch (activation) {
-    case Activation::kRelu:
-      return activated<Activation::kRelu>(y);
-    case Activation::kGelu:
-      return activated<Activation::kGelu>(y);
-    case Activation::kSilu:
-      return activated<Activation::kSilu>(y);
-    default:
-      return y;
-  }
-}
 
 // `scratch`: kReduceBytes, which nobody reads or writes any more. `output` and `token`: the first
 // of the thread block's. All kWarps x 32 threads.
@@ -41,7 +28,7 @@ __device__ inline void reduce_and_write(const Sums<kOutputTiles, kTokenTiles>& s
   __syncthreads();
   for (int e = int(threadIdx.x); e < kOutputs * kTokens; e += kWarps * 32) {
     const int row = e % kOutputs, column = e / kOutputs;
-    if (output + row >= call.outputs || token + column >= call.tokens) continue;
+    if (token + column >= call.tokens) continue;
     // Where mma leaves that element.
     const int n = (row / 16 * kTokenTiles + column / 8) * 4 + row % 16 / 8 * 2 + column % 2;
     const int owner = row % 8 * 4 + column % 8 / 2;
@@ -50,6 +37,12 @@ __device__ inline void reduce_and_write(const Sums<kOutputTiles, kTokenTiles>& s
     for (int w = 0; w < kWarps; ++w) {
       y += ptx::load<float>(scratch + (w * kWarpBytes + (n * 32 + owner) * 4));
     }
+    if (call.split.count > 1) {
+      // Those that pad the last strip too: they are zeros, and read in eights.
+      ptx::store(call.split.at(blockIdx.z, call.tokens, token + column, output + row), y);
+      continue;
+    }
+    if (output + row >= call.outputs) continue;
     y = activated(y + bias_of<Number>(call, output + row), call.activation);
     ptx::store(call.y + ((token + column) * call.outputs + output + row),
                static_cast<uint16_t>(ptx::round_pair<Number>(y, 0)));

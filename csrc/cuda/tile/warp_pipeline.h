@@ -12,14 +12,15 @@ namespace sparsekern::cuda::tile {
 template <int kStages, class Load, class Use>
 __device__ inline void warp_pipeline(int first, int stride, int count, ptx::Shared stages,
                                      uint32_t stage_bytes, Load&& load, Use&& use) {
-  int next = first, slot = 0;
-  const auto load_next = [&](int into) {
+  int next = first;
+  uint32_t slot = 0;
+  const auto load_next = [&](uint32_t into) {
     if (next < count) load(next, stages + into * stage_bytes);
     next += stride;
     ptx::cp_async_commit();
   };
 #pragma unroll
-  for (int i = 0; i < kStages - 1; ++i) load_next(i);
+  for (uint32_t i = 0; i < kStages - 1; ++i) load_next(i);
   for (int step = first; step < count; step += stride) {
     ptx::cp_async_wait<kStages - 2>();
     // The other lanes' copies are here, and they have read the stage that is filled next.

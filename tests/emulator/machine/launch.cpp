@@ -31,7 +31,7 @@ void allow_shared(const void* kernel, uint32_t bytes) { allowed[kernel] = bytes;
 cudaError_t launch(dim3 grid, dim3 size, uint32_t shared_bytes, const void* kernel,
                    void (*body)(void*), void* argument) {
   if (!possible(grid, size, shared_bytes, kernel)) return cudaErrorInvalidConfiguration;
-  forget_writers();
+  begin_launch();
   if (shared_bytes > most_shared_bytes) most_shared_bytes = shared_bytes;
   try {
     run(grid, size, shared_bytes, body, argument);
@@ -48,6 +48,9 @@ extern "C" {
 
 // What the last launch that failed did wrong.
 const char* emulator_fault() { return emulator::the_fault.c_str(); }
+
+// Launches run their last block first from now on, or no more.
+void emulator_run_backwards(int yes) { emulator::run_backwards(yes != 0); }
 
 // The most shared memory that a launch asked for since the last call.
 uint32_t emulator_shared_bytes() {

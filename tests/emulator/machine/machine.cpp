@@ -11,6 +11,7 @@ namespace {
 
 Block the_block;
 void (*the_body)(void*);
+bool backwards = false;
 
 std::string text(const dim3& index) {
   return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " +
@@ -153,14 +154,15 @@ void run(dim3 grid, dim3 size, uint32_t shared_bytes, void (*body)(void*), void*
   the_body = body;
   the_fault.clear();
   block().grid = grid;
-  for (unsigned z = 0; z < grid.z; ++z) {
-    for (unsigned y = 0; y < grid.y; ++y) {
-      for (unsigned x = 0; x < grid.x; ++x) {
-        block().index = dim3(x, y, z);
-        run_block(size, shared_bytes, argument);
-      }
-    }
+  const uint64_t count = uint64_t{grid.x} * grid.y * grid.z;
+  for (uint64_t i = 0; i < count; ++i) {
+    const uint64_t number = backwards ? count - 1 - i : i;
+    block().index = dim3(unsigned(number % grid.x), unsigned(number / grid.x % grid.y),
+                         unsigned(number / grid.x / grid.y));
+    run_block(size, shared_bytes, argument);
   }
 }
+
+void run_backwards(bool yes) { backwards = yes; }
 
 }  // namespace emulator

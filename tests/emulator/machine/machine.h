@@ -87,4 +87,7 @@ void meet_block(Site site);
 // Runs `body(argument)` as every thread of every block.
 void run(dim3 grid, dim3 size, uint32_t shared_bytes, void (*body)(void*), void* argument);
 
+// Whether launches run their last block first: a GPU promises no order.
+void run_backwards(bool yes);
+
 }  // namespace emulator

@@ -12,20 +12,47 @@ namespace emulator {
 
 namespace {
 
+// A thread of a launch. Launches are counted from 1 on; they are ordered, and within one nothing is
+// between its blocks.
+struct Who {
+  uint32_t launch = 0;
+  int thread = 0;
+  int64_t block = 0;
+
+  bool operator==(const Who& other) const {
+    return launch == other.launch && block == other.block && thread == other.thread;
+  }
+  std::string text() const {
+    return "thread " + std::to_string(thread) + " of block " + std::to_string(block);
+  }
+};
+
+// What is known of two bytes of global memory that launches may write.
+struct Place {
+  Who writer, reader;  // the last ones
+};
+
 struct Buffer {
   const char* name;
   uint8_t* begin;
   int64_t bytes;
-  bool written;                  // by launches, else only read
-  std::vector<int64_t> writers;  // of each two bytes in this launch, block and thread; -1: none
+  bool written;  // by launches, else only read
+  std::vector<Place> places;
 };
 
 std::vector<Buffer> buffers;
+uint32_t launches = 0;
 
-int64_t whoami() {
+bool of_this_launch(const Who& who) { return who.launch == launches; }
+
+Who whoami() {
   const Block& b = block();
-  const int64_t block_number = (int64_t(b.index.z) * b.grid.y + b.index.y) * b.grid.x + b.index.x;
-  return block_number * int64_t(b.threads.size()) + thread().number;
+  const int64_t number = (int64_t(b.index.z) * b.grid.y + b.index.y) * b.grid.x + b.index.x;
+  return {launches, thread().number, number};
+}
+
+std::string at_byte(size_t place, const Buffer& buffer) {
+  return std::string(buffer.name) + " at byte " + std::to_string(2 * place);
 }
 
 Buffer& buffer_at(const void* address, int bytes, const char* action, Site site) {
@@ -57,9 +84,17 @@ void read_global(const void* from, void* to, int bytes, Site site) {
   if (buffer.written) {
     const auto first = size_t(static_cast<const uint8_t*>(from) - buffer.begin) / 2;
     for (size_t i = first; i < first + size_t(bytes + 1) / 2; ++i) {
-      if (buffer.writers[i] != -1) {
-        fail(std::string("read of ") + buffer.name + ", which this launch writes there", site);
+      Place& place = buffer.places[i];
+      if (place.writer.launch == 0) {
+        fail("read of " + at_byte(i, buffer) + ", which nobody has written", site);
       }
+      // Not even its own thread: loads are of data that no thread of the launch writes.
+      if (of_this_launch(place.writer)) {
+        fail("race: read of " + at_byte(i, buffer) + ", which " + place.writer.text() +
+                 " writes in the same launch",
+             site);
+      }
+      place.reader = whoami();
     }
   }
   std::memcpy(to, from, bytes);
@@ -70,10 +105,18 @@ void write_global(void* to, const void* from, int bytes, Site site) {
   if (!buffer.written) fail(std::string("write to ") + buffer.name + ", an input", site);
   const auto first = size_t(static_cast<uint8_t*>(to) - buffer.begin) / 2;
   for (size_t i = first; i < first + size_t(bytes + 1) / 2; ++i) {
-    if (buffer.writers[i] != -1 && buffer.writers[i] != whoami()) {
-      fail(std::string("race: two threads write the same place of ") + buffer.name, site);
+    Place& place = buffer.places[i];
+    if (of_this_launch(place.writer) && !(place.writer == whoami())) {
+      fail("race: write of " + at_byte(i, buffer) + ", which " + place.writer.text() +
+               " writes in the same launch",
+           site);
     }
-    buffer.writers[i] = whoami();
+    if (of_this_launch(place.reader)) {
+      fail("race: write of " + at_byte(i, buffer) + ", which " + place.reader.text() +
+               " reads in the same launch",
+           site);
+    }
+    place.writer = whoami();
   }
   std::memcpy(to, from, bytes);
 }
@@ -229,11 +272,7 @@ void wait_for_copies(size_t pending) {
   }
 }
 
-void forget_writers() {
-  for (Buffer& buffer : buffers) {
-    std::fill(buffer.writers.begin(), buffer.writers.end(), -1);
-  }
-}
+void begin_launch() { ++launches; }
 
 }  // namespace emulator
 
@@ -244,10 +283,11 @@ extern "C" {
 
 void emulator_forget_buffers() { emulator::buffers.clear(); }
 
-// A buffer of exactly so many bytes, which launches may read, and write if so said.
+// A buffer of exactly so many bytes, which launches may read; or, if so said, write, and read what
+// an earlier one wrote.
 void emulator_add_buffer(const char* name, void* begin, int64_t bytes, int written) {
   emulator::buffers.push_back({name, static_cast<uint8_t*>(begin), bytes, written != 0,
-                               std::vector<int64_t>(written ? size_t(bytes + 1) / 2 : 0, -1)});
+                               std::vector<emulator::Place>(written ? size_t(bytes + 1) / 2 : 0)});
 }
 
 // The block of the last launch that wrote there, as blocks are counted; -1 if none did.
@@ -255,8 +295,8 @@ int64_t emulator_writing_block(const void* address) {
   for (const emulator::Buffer& buffer : emulator::buffers) {
     const int64_t offset = static_cast<const uint8_t*>(address) - buffer.begin;
     if (!buffer.written || offset < 0 || offset >= buffer.bytes) continue;
-    const int64_t writer = buffer.writers[size_t(offset) / 2];
-    return writer < 0 ? -1 : writer / int64_t(emulator::block().threads.size());
+    const emulator::Who& writer = buffer.places[size_t(offset) / 2].writer;
+    return emulator::of_this_launch(writer) ? writer.block : -1;
   }
   return -1;
 }

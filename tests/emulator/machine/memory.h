@@ -12,7 +12,9 @@ namespace emulator {
 // ---- global memory: the buffers that a launch was given
 // ------------------------------------------
 
-// Faults unless the bytes lie in one buffer, at a multiple of their number.
+// Faults unless the bytes lie in one buffer, at a multiple of their number. Blocks run one after
+// another here, and at once on a GPU: what one thread of a launch writes no other one may write,
+// and none may read, whoever comes first.
 void read_global(const void* from, void* to, int bytes, Site site);
 void write_global(void* to, const void* from, int bytes, Site site);
 
@@ -46,6 +48,6 @@ void commit_copies();
 void wait_for_copies(size_t pending);
 
 // A launch begins: what earlier ones wrote may be read and written again.
-void forget_writers();
+void begin_launch();
 
 }  // namespace emulator
