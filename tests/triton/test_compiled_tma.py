@@ -50,7 +50,7 @@ def launch(
     activation: str = "none",
     dtype: torch.dtype = BF16,
 ) -> Launch:
-    """What a product with two block rows launches, its activations those of one address, for there are many."""
+    """What a product with two block rows and a bias launches."""
     parts = list(pack(torch.ones(2 * rows, 2 * cols, dtype=dtype), Block(rows, cols)).tensors)
     shape = (2 * rows, 2 * cols)
     return recorded(capability, "triton_block_linear", parts, (), shape, tokens, dtype, monkeypatch, activation)
@@ -75,24 +75,35 @@ def test_tiles_come_by_tma(
     assert stack_bytes(compiled, tmp_path) == 0
 
 
-@pytest.mark.parametrize("capability, warps", [(90, ["4", "4"]), (100, ["1", "2"])])
+@pytest.mark.parametrize(
+    "capability, warps, tasks",
+    [(90, ["4", "4"], ["fetch", "multiply", "multiply"]), (100, ["1", "2"], ["", "fetch", "multiply"])],
+)
 @pytest.mark.parametrize("rows", [64, 128])
-def test_some_warps_only_fetch(capability: int, warps: list[str], rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_warps_only_fetch(
+    capability: int, warps: list[str], tasks: list[str], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ir = launch(capability, rows, 128, MANY, monkeypatch).compile(capability).asm["ttgir"]
     assert re.findall(r"partition\d+\(.*num_warps\((\d+)\)", ir) == warps
-    # Each region of the loop's warps has the copies or the products, never both.
-    regions = re.split(r"\n\s+(?:default|partition\d+\()", ir)[1:]
-    found = [
-        ("async_tma_copy_global_to_local" in part, bool(re.search("warp_group_dot |tc_gen5_mma", part)))
-        for part in regions
-    ]
-    assert (
-        sorted(found)
-        == {90: [(False, True)] * 2 + [(True, False)], 100: [(False, False), (False, True), (True, False)]}[capability]
-    )
+    found = []
+    for part in re.split(r"\n\s+(?:default|partition\d+\()", ir)[1:]:
+        fetches, multiplies = (
+            "async_tma_copy_global_to_local" in part,
+            "warp_group_dot " in part or "tc_gen5_mma" in part,
+        )
+        found.append("fetch" * fetches + "multiply" * multiplies)
+    assert sorted(found) == tasks
 
 
-def test_what_tma_does_not_take_goes_by_pointers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_launch_says_where_its_descriptors_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocators: list[Any] = []
+    monkeypatch.setattr(ops.triton, "set_allocator", allocators.append)
+    found = [launch(90, 64, 64, 128, monkeypatch) for _ in range(2)]
+    assert allocators == [ops._descriptor_memory] * 2
+    assert found[0].compile(90).metadata.global_scratch_size == 2 * 128
+
+
+def test_what_tma_does_not_take_goes_by_pointers() -> None:
     def chosen(capability: int, rows: int = 128, cols: int = 64, outputs: int = 256, tokens: int = 128) -> bool:
         return tiles.tma_tile(capability, rows, cols, (tokens, outputs), 2, "none") is not None
 
