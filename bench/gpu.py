@@ -1,7 +1,7 @@
 """The one script for a day with a GPU: build, test, and time the GPU kernels: python bench/gpu.py --out gpu.jsonl
 
 Needs a PyTorch with CUDA; nvcc, or an installed sparsekern with the CUDA library; pytest for the tests. First it builds
-the library and runs tests/cuda; what fails there is told again at the end. Then it times each case, the goals of
+the library and runs the GPU tests; what fails there is told again at the end. Then it times each case, the goals of
 docs/gpu.md first: ``sk.linear``, and our CUDA and Triton kernels by name, whatever the model of plan/gpu.py thinks of
 them, against cuBLAS (``F.linear``), PyTorch's block-sparse Triton kernel (``torch.sparse``, not tuned for the card) and
 its 2:4 (``to_sparse_semi_structured``, by cuSPARSELt or CUTLASS). Each call is behind a flush of L2: a round is so many
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -154,6 +155,18 @@ def ways(case: Case, packed: sk.PackedWeight, x: Tensor, weight: Tensor) -> dict
             raise RuntimeError(refused)
         return lambda: backend_named("triton").linear(x, case.granularity, packed.shape, packed.tensors, None, "none")
 
+    def by_pointers() -> Call:
+        if block is None or torch.cuda.get_device_capability() < (9, 0):
+            raise RuntimeError("is what triton is")
+        call = triton()
+        from sparsekern.backends.triton import ops
+
+        def without_tma() -> Tensor:
+            with mock.patch.object(ops, "tma_tile", lambda *arguments: None):
+                return call()
+
+        return without_tma
+
     def torch_sparse() -> Call:
         if block is None:
             packed_by_torch = torch.sparse.to_sparse_semi_structured(weight)
@@ -166,6 +179,7 @@ def ways(case: Case, packed: sk.PackedWeight, x: Tensor, weight: Tensor) -> dict
         "sparsekern": Way(lambda: lambda: sk.linear(x, packed), as_graph=True),
         "kernel": Way(kernel, as_graph=True),
         "triton": Way(triton, as_graph=False),
+        "triton without TMA": Way(by_pointers, as_graph=False),
         # A capture that fails cannot be recovered from, and these may fail.
         "torch 2:4" if block is None else "torch bsr": Way(torch_sparse, as_graph=False),
     }
@@ -265,6 +279,7 @@ def build_and_test() -> list[str]:
     commands = (
         [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"],
         [*pytest, "tests/cuda/test_on_gpu.py"],
+        [*pytest, "tests/triton/test_on_gpu.py"],
     )
     return [" ".join(command) for command in commands if subprocess.run(command, cwd=ROOT, env=here).returncode != 0]
 

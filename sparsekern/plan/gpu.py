@@ -31,6 +31,11 @@ WARPGROUP_ROWS = 64
 NM_ROWS = 64
 """Outputs of a tile of the Triton kernel of n:m."""
 
+WIDE_TILE = 256
+"""Tokens of a program of Triton that fetches by TMA, where there is one for each multiprocessor."""
+
+WIDE_PROGRAMS = 132
+
 WARP = (64, 32)
 """Outputs and tokens that a warp of ``mma.sync`` multiplies out of shared memory."""
 
@@ -49,6 +54,7 @@ class Gpu:
         l2: bytes out of the L2 cache, in 1e12 a second.
         shared: bytes out of shared memory, the same.
         memory: bytes out of memory, the same.
+        tma: whether Triton's programs of blocks of 64 and 128 rows fetch by TMA.
     """
 
     dense: float
@@ -58,6 +64,7 @@ class Gpu:
     l2: float
     shared: float
     memory: float
+    tma: bool = False
 
 
 GPUS = {
@@ -65,8 +72,8 @@ GPUS = {
     86: Gpu(dense=120, mma=110, dot=100, fma=31, l2=2.5, shared=18, memory=0.8),
     89: Gpu(dense=160, mma=150, dot=135, fma=80, l2=4.0, shared=41, memory=0.9),
     # mma.sync instead of wgmma: some 60 % of the tensor cores' rate.
-    90: Gpu(dense=700, mma=420, dot=560, fma=62, l2=5.5, shared=30, memory=3.0),
-    100: Gpu(dense=1600, mma=500, dot=1100, fma=75, l2=8.0, shared=35, memory=7.0),
+    90: Gpu(dense=700, mma=420, dot=560, fma=62, l2=5.5, shared=30, memory=3.0, tma=True),
+    100: Gpu(dense=1600, mma=500, dot=1100, fma=75, l2=8.0, shared=35, memory=7.0, tma=True),
     120: Gpu(dense=200, mma=190, dot=150, fma=100, l2=5.0, shared=52, memory=1.5),
 }
 """By compute capability; another one is taken for the next older."""
@@ -161,10 +168,11 @@ def triton_seconds(product: Product, gpu: Gpu) -> float:
     multiplied = (product.stored if is_block else outputs * inputs) * product.padded
     dot = gpu.dot if rows >= WARPGROUP_ROWS else min(gpu.dot, gpu.mma)
     rate = dot if product.itemsize == 2 else FMA_SHARE * gpu.fma
+    tile = WIDE_TILE if gpu.tma and _is_wide(product) else TILE
     return _slowest(
         multiply=2 * multiplied / rate,
-        shared=product.itemsize * multiplied * (1 / rows + 1 / TILE) / gpu.shared,
-        l2=product.itemsize * (product.stored * product.padded / TILE + multiplied / rows) / gpu.l2,
+        shared=product.itemsize * multiplied * (1 / rows + 1 / tile) / gpu.shared,
+        l2=product.itemsize * (product.stored * product.padded / tile + multiplied / rows) / gpu.l2,
         memory=product.memory_bytes(product.stored) / gpu.memory,
     )
 
@@ -178,6 +186,14 @@ SECONDS: dict[str, Callable[[Product, Gpu], float]] = {
 
 def _slowest(**teraunits: float) -> float:
     return 1e-12 * max(teraunits.values())
+
+
+def _is_wide(product: Product) -> bool:
+    """Whether Triton's programs are of the wide tile, where there is TMA."""
+    block = product.granularity
+    if not isinstance(block, Block) or product.itemsize != 2 or block.rows not in (64, TILE) or block.cols % 64:
+        return False
+    return -(-product.shape[0] // block.rows) * -(-product.tokens // WIDE_TILE) >= WIDE_PROGRAMS
 
 
 def _share_of_inputs(product: Product) -> float:

@@ -29,8 +29,9 @@ def test_few_tokens_are_the_first_ones(capability: int, offered: tuple[str, ...]
     ("side", "density", "capability", "expected"),
     [
         (128, 0.5, 80, "cuda"), (128, 0.5, 120, "cuda"), (128, 0.95, 80, "cuda"),
-        # wgmma is faster than mma.sync, but tiles of 128 tokens leave both to the L2 cache.
-        (128, 0.5, 90, "cuda"), (128, 0.9, 90, "reference"), (16, 0.5, 90, "reference"), (16, 0.25, 90, "reference"),
+        # wgmma is faster than mma.sync, and tiles of 256 tokens ask less of the L2 cache.
+        (128, 0.5, 90, "triton"), (128, 0.25, 100, "triton"),
+        (128, 0.9, 90, "reference"), (16, 0.5, 90, "reference"), (16, 0.25, 90, "reference"),
         # Low blocks share activations in the CUDA kernels alone.
         (16, 0.1, 90, "cuda"), (32, 0.25, 80, "cuda"), (32, 0.1, 90, "cuda"),
     ],
@@ -55,6 +56,15 @@ def test_tensor_cores_decide_where_the_l2_cache_does_not() -> None:
     fast = dataclasses.replace(GPUS[90], l2=100.0)
     wanted = product(sk.Block(128, 128), 0.5, 8192)
     assert triton_seconds(wanted, fast) < cuda_seconds(wanted, fast) / 1.1
+
+
+def test_tiles_are_wide_where_there_are_enough() -> None:
+    wide, small = product(sk.Block(128, 128), 0.5, 8192), product(sk.Block(128, 128), 0.5, 512, shape=(4096, 4096))
+    narrow = dataclasses.replace(GPUS[90], tma=False)
+    assert triton_seconds(wide, GPUS[90]) == pytest.approx(0.75 * triton_seconds(wide, narrow))
+    assert triton_seconds(small, GPUS[90]) == triton_seconds(small, narrow)
+    low = product(sk.Block(128, 32), 0.5, 8192)
+    assert triton_seconds(low, GPUS[90]) == triton_seconds(low, narrow)
 
 
 def test_the_more_preferred_one_stays_where_the_other_promises_little() -> None:

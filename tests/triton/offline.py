@@ -19,6 +19,9 @@ triton = pytest.importorskip("triton", reason="Triton is not installed: pip inst
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from sparsekern.backends.triton import ops  # noqa: E402
+from sparsekern.layouts import NM, Block, pack  # noqa: E402
+
 KIB = 1024
 SHARED = {80: 163 * KIB, 86: 99 * KIB, 89: 99 * KIB, 90: 227 * KIB, 100: 227 * KIB, 120: 99 * KIB}
 """Bytes of shared memory that a program may have (CUDA C++ programming guide, technical specifications)."""
@@ -66,8 +69,6 @@ class Launch:
 @contextmanager
 def launches(capability: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Launch]]:
     """What the ops would launch on a GPU of that capability, instead of launching it. Takes CPU tensors."""
-    from sparsekern.backends.triton import ops
-
     seen: list[Launch] = []
 
     class Recorder:
@@ -104,3 +105,47 @@ def multiplier(compiled: Any) -> str:
         return "fma"
     (name,) = found
     return name
+
+
+def block_launch(
+    capability: int,
+    rows: int,
+    cols: int,
+    tokens: int,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+    wide: bool = False,
+) -> Launch:
+    """What a product by pointers launches with an activation, a bias and sides that are multiples of the block's."""
+    parts = list(pack(torch.ones(2 * rows, 2 * cols, dtype=dtype), Block(rows, cols)).tensors)
+    if wide:
+        parts[1] = torch.zeros(len(parts[0]), dtype=torch.int32)
+    with monkeypatch.context() as patch:
+        patch.setattr(ops, "tma_tile", lambda *arguments: None)
+        return recorded(capability, "triton_block_linear", parts, (), (2 * rows, 2 * cols), tokens, dtype, monkeypatch)
+
+
+def nm_launch(
+    capability: int, n: int, m: int, tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> Launch:
+    """What a product of whole tiles launches, with an activation and a bias."""
+    parts = pack(torch.zeros(128, 32 * m, dtype=dtype), NM(n, m)).tensors
+    return recorded(capability, "triton_nm_linear", parts, (n, m), (128, 32 * m), tokens, dtype, monkeypatch)
+
+
+def recorded(
+    capability: int,
+    op: str,
+    parts: list[Tensor],
+    numbers: tuple[int, ...],
+    shape: tuple[int, int],
+    tokens: int,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+    activation: str = "gelu",
+) -> Launch:
+    x, bias = torch.empty(tokens, shape[1], dtype=dtype), torch.empty(shape[0], dtype=dtype)
+    with launches(capability, monkeypatch) as seen:
+        getattr(torch.ops.sparsekern, op)(x, *parts, bias, *numbers, *shape, activation)
+    (launch,) = seen
+    return launch

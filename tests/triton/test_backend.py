@@ -138,6 +138,18 @@ def test_unlisted_architectures_are_taken_for_the_next_lower(capability: int, li
     assert tiles.block_tile(capability, 128, 1000, 2).stages == tiles.ARCHITECTURES[like].high
 
 
+def test_tiles_of_256_tokens_are_for_products_that_fill_the_gpu() -> None:
+    def tokens(capability: int, rows: int, tokens: int, activation: str = "silu") -> int:
+        tile = tiles.tma_tile(capability, rows, 64, (tokens, 4096), 2, activation)
+        assert tile is not None and tile.warps == tiles.TMA_WARPS[capability]
+        return tile.tokens
+
+    for capability in tiles.TMA_WARPS:
+        assert tokens(capability, 64, 100) == tokens(capability, 128, 1024) == 128
+        assert tokens(capability, 64, 1024) == tokens(capability, 128, 2048) == 256
+        assert tokens(capability, 128, 2048, "gelu") == 128, "for want of registers"
+
+
 def test_a_tile_holds_few_tokens_at_once() -> None:
     for tokens in (1, 16, 17, 64, 65, 1000):
         wanted = next((size for size in tiles.TOKENS if tokens <= size), 128)
@@ -153,34 +165,45 @@ def test_the_ops_refuse_what_is_on_no_gpu() -> None:
         ops.triton_block_linear(x[:, 1:], *packed.tensors, None, 64, 64, "none")
 
 
-@pytest.mark.parametrize("granularity", [sk.Block(32, 16), sk.NM(2, 4)], ids=lambda granularity: granularity.label)
+@pytest.mark.parametrize(
+    "granularity, capability, name",
+    [
+        (sk.Block(32, 16), 80, "block_linear_kernel"),
+        (sk.Block(64, 64), 90, "block_linear_tma_kernel"),
+        (sk.NM(2, 4), 80, "nm_linear_kernel"),
+    ],
+    ids=str,
+)
 def test_the_compiler_sees_the_kernel_and_that_it_writes_the_output_alone(
-    granularity: sk.Block | sk.NM, monkeypatch: pytest.MonkeyPatch
+    granularity: sk.Block | sk.NM, capability: int, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ops = needs_compiler()
     from torch._functorch.aot_autograd import aot_export_module
+    from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
     from torch._subclasses.fake_tensor import FakeTensorMode
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
-    target = types.SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 80, 32))
+    target = types.SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", capability, 32))
     monkeypatch.setattr(driver, "_active", target)
-    monkeypatch.setattr(ops, "_capability", lambda device: 80)
+    monkeypatch.setattr(ops, "_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "device_of", lambda x: contextlib.nullcontext())
 
     class Layer(torch.nn.Module):
         def forward(self, x: torch.Tensor, bias: torch.Tensor, *parts: torch.Tensor) -> tuple[torch.Tensor]:
-            return (backend_named("triton").product(x, granularity, (70, 100), parts, bias, "gelu"),)
+            return (backend_named("triton").product(x, granularity, (80, 100), parts, bias, "gelu"),)
 
-    parts = sk.pack(torch.randn(70, 100), granularity, sk.make_mask(torch.randn(70, 100), granularity, 0.5)).tensors
+    weight = torch.randn(80, 100).half()
+    parts = sk.pack(weight, granularity, sk.make_mask(weight, granularity, 0.5)).tensors
     with FakeTensorMode():
-        inputs = [torch.empty(2, 5, 100, device="cuda"), torch.empty(70, device="cuda")]
+        inputs = [torch.empty(2, 35, 100, device="cuda").half(), torch.empty(80, device="cuda").half()]
         inputs += [torch.empty(part.shape, dtype=part.dtype, device="cuda") for part in parts]
         traced, _ = aot_export_module(Layer(), inputs, trace_joint=False)
     (kernel,) = [node for node in traced.graph.nodes if "triton_kernel_wrapper" in str(node.target)]
+    assert kernel_side_table.get_kernel(kernel.kwargs["kernel_idx"]).fn.__name__ == name
     assert kernel.kwargs["tensors_to_clone"] == ["y"]
     (output,) = next(iter(reversed(traced.graph.nodes))).args[0]
-    assert output.meta["val"].shape == (2, 5, 70)
+    assert output.meta["val"].shape == (2, 35, 80)
 
 
 def test_flops_are_those_of_the_stored_weights() -> None:

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from offline import SHARED, Launch, launches, multiplier, stack_bytes
-from torch import Tensor
+from offline import SHARED, Launch, block_launch, launches, multiplier, nm_launch, stack_bytes
 
 from sparsekern.backends.triton import ops, tiles
 from sparsekern.backends.triton.kernels import block
-from sparsekern.layouts import NM, Block, pack
+from sparsekern.layouts import Block, pack
 
 if ops.INTERPRET:
     pytest.skip("compiles, which TRITON_INTERPRET=1 turns off", allow_module_level=True)
@@ -55,47 +54,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
         patch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # said, for otherwise Triton 3.9 warns that it will change
         yield
-
-
-def block_launch(
-    capability: int,
-    rows: int,
-    cols: int,
-    tokens: int,
-    dtype: torch.dtype,
-    monkeypatch: pytest.MonkeyPatch,
-    wide: bool = False,
-) -> Launch:
-    """What a product launches with an activation, a bias and sides that are multiples of the block's."""
-    parts = list(pack(torch.ones(2 * rows, 2 * cols, dtype=dtype), Block(rows, cols)).tensors)
-    if wide:
-        parts[1] = torch.zeros(len(parts[0]), dtype=torch.int32)
-    return recorded(capability, "triton_block_linear", parts, (), (2 * rows, 2 * cols), tokens, dtype, monkeypatch)
-
-
-def nm_launch(
-    capability: int, n: int, m: int, tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> Launch:
-    """What a product of whole tiles launches, with an activation and a bias."""
-    parts = pack(torch.zeros(128, 32 * m, dtype=dtype), NM(n, m)).tensors
-    return recorded(capability, "triton_nm_linear", parts, (n, m), (128, 32 * m), tokens, dtype, monkeypatch)
-
-
-def recorded(
-    capability: int,
-    op: str,
-    parts: list[Tensor],
-    numbers: tuple[int, ...],
-    shape: tuple[int, int],
-    tokens: int,
-    dtype: torch.dtype,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Launch:
-    x, bias = torch.empty(tokens, shape[1], dtype=dtype), torch.empty(shape[0], dtype=dtype)
-    with launches(capability, monkeypatch) as seen:
-        getattr(torch.ops.sparsekern, op)(x, *parts, bias, *numbers, *shape, "gelu")
-    (launch,) = seen
-    return launch
 
 
 def expected_multiplier(capability: int, tokens: int, dtype: torch.dtype) -> str:

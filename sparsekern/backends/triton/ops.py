@@ -23,8 +23,9 @@ from torch.utils.flop_counter import register_flop_formula
 from ...layouts import NM
 from ...ops import LIBRARY, Product, block_spec, check_devices, check_linear, count_flops, differentiable
 from .kernels.block import block_linear_kernel
+from .kernels.block_tma import block_linear_tma_kernel
 from .kernels.nm import nm_linear_kernel
-from .tiles import MIN_CAPABILITY, block_constants, block_tile, nm_constants, nm_tile
+from .tiles import MIN_CAPABILITY, Tile, block_constants, block_tile, nm_constants, nm_tile, tma_tile
 
 INTERPRET = not isinstance(block_linear_kernel, triton.JITFunction)
 """Whether the kernels were made for Triton's interpreter (``TRITON_INTERPRET=1``), which takes CPU tensors."""
@@ -45,29 +46,89 @@ def triton_block_linear(
     _check(x, values, bias, (out_features, in_features), activation, "sparsekern::triton_block_linear")
     _, cols, rows = values.shape
     y = x.new_empty(math.prod(x.shape[:-1]), out_features)
-    tile = block_tile(_capability(x.device), rows, y.shape[0], x.element_size())
-    x_rows = _rows(x, cols)
-    grid = (triton.cdiv(out_features, tile.rows) * triton.cdiv(y.shape[0], tile.tokens),)
+    capability, itemsize = _capability(x.device), x.element_size()
+    tile = tma_tile(capability, rows, cols, (y.shape[0], out_features), itemsize, activation)
     if y.numel():
-        with torch.cuda.device_of(x):
-            wrap_triton(block_linear_kernel)[grid](
-                x_rows,
-                values,
-                columns,
-                offsets,
-                values if bias is None else bias.contiguous(),
-                y,
-                y.shape[0],
-                out_features,
-                x_rows.stride(0),
-                **block_constants(tile, cols),
-                HAS_BIAS=bias is not None,
-                ACTIVATION=activation,
-                INTERPRET=INTERPRET,
-                num_warps=tile.warps,
-                num_stages=tile.stages,
-            )
+        if tile is not None and columns.dtype == torch.uint8 and _begins_at_16_bytes(values):
+            _launch_block_tma(tile, x, values, columns, offsets, bias, y, activation)
+        else:
+            tile = block_tile(capability, rows, y.shape[0], itemsize)
+            _launch_block(tile, x, values, columns, offsets, bias, y, activation)
     return y.view(*x.shape[:-1], out_features)
+
+
+def _launch_block(
+    tile: Tile,
+    x: Tensor,
+    values: Tensor,
+    columns: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    activation: str,
+) -> None:
+    (tokens, outputs), cols = y.shape, values.shape[1]
+    x_rows = _rows(x, cols)
+    with torch.cuda.device_of(x):
+        wrap_triton(block_linear_kernel)[(triton.cdiv(outputs, tile.rows) * triton.cdiv(tokens, tile.tokens),)](
+            x_rows,
+            values,
+            columns,
+            offsets,
+            values if bias is None else bias.contiguous(),
+            y,
+            tokens,
+            outputs,
+            x_rows.stride(0),
+            **block_constants(tile, cols),
+            HAS_BIAS=bias is not None,
+            ACTIVATION=activation,
+            INTERPRET=INTERPRET,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+
+
+def _launch_block_tma(
+    tile: Tile,
+    x: Tensor,
+    values: Tensor,
+    columns: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    activation: str,
+) -> None:
+    (tokens, outputs), cols = y.shape, values.shape[1]
+    x_rows = _rows(x, 16)
+    if not _begins_at_16_bytes(x_rows) or x_rows.stride(0) < x_rows.shape[1]:
+        x_rows = x_rows.clone(memory_format=torch.contiguous_format)
+    # Each time, for it is a setting of the thread and its context. What torch.compile made has an allocator of its own.
+    triton.set_allocator(_descriptor_memory)
+    with torch.cuda.device_of(x):
+        wrap_triton(block_linear_tma_kernel)[(triton.cdiv(outputs, tile.rows) * triton.cdiv(tokens, tile.tokens),)](
+            x_rows,
+            values,
+            columns,
+            offsets,
+            values if bias is None else bias.contiguous(),
+            y,
+            tokens,
+            outputs,
+            x_rows.shape[1],
+            x_rows.stride(0),
+            **block_constants(tile, cols),
+            HAS_BIAS=bias is not None,
+            ACTIVATION=activation,
+            INTERPRET=INTERPRET,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+
+
+def _descriptor_memory(size: int, alignment: int, stream: int | None) -> Tensor:
+    """Memory for the descriptors of a launch, on the current device and stream: a CUDA graph takes it from its pool."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 @triton_op("sparsekern::triton_nm_linear", mutates_args=())
@@ -127,6 +188,11 @@ def _rows(x: Tensor, multiple: int) -> Tensor:
     if missing:
         return F.pad(rows, (0, missing))
     return rows if rows.stride(1) == 1 and rows.stride(0) % 16 == 0 else rows.contiguous()
+
+
+def _begins_at_16_bytes(x: Tensor) -> bool:
+    """Whether TMA takes a tensor's address, which for a traced tensor is known within its memory only."""
+    return x.storage_offset() * x.element_size() % 16 == 0
 
 
 @cache

@@ -60,6 +60,19 @@ ARCHITECTURES = {
 """By compute capability, times ten; others are taken for the next lower one."""
 
 
+TMA_WARPS = {90: 4, 100: 8}
+"""Architectures for which kernels/block_tma.py is, and the warps with which Triton splits its loop."""
+
+TMA_STAGES = {(64, 128): 8, (64, 256): 5, (128, 128): 6, (128, 256): 4}
+"""Steps held by the tile of so many rows and tokens: what fits beside the outputs that are turned for storing."""
+
+TMA_LEAST_TOKENS = 65
+"""From a tile of 128 tokens on, which two warp groups share."""
+
+MULTIPROCESSORS = 132
+"""Of an H100: tiles of 256 tokens are for products that have one for each."""
+
+
 class Tile(NamedTuple):
     """How a program is compiled.
 
@@ -88,6 +101,35 @@ def block_tile(capability: int, rows: int, tokens: int, itemsize: int) -> Tile:
     return Tile(rows, held, step, 8 if rows * held == 128 * 128 else 4, stages.high if rows == 128 else stages.low)
 
 
+def tma_tile(
+    capability: int, rows: int, cols: int, shape: tuple[int, int], itemsize: int, activation: str
+) -> Tile | None:
+    """The tile of the kernel that fetches by TMA, or None where the other one serves.
+
+    It takes tiles whose step lies within a block and whose rows are those of whole swizzles. Other outputs than
+    multiples of 16 would be stored one by one, for which the registers do not suffice.
+
+    Args:
+        capability: of the GPU, times ten, such as 90.
+        rows: of a block.
+        cols: of a block.
+        shape: of the output, ``(tokens, outputs)``.
+        itemsize: bytes of a number.
+        activation: what is applied to the sums.
+    """
+    (tokens, outputs), step = shape, _step(itemsize)
+    known = max((known for known in TMA_WARPS if known <= capability < 120), default=None)
+    if known is None or itemsize != 2 or cols % step or tokens < TMA_LEAST_TOKENS or outputs % 16:
+        return None
+    if (rows, 128) not in TMA_STAGES:
+        return None
+    programs = -(-outputs // rows) * -(-tokens // 256)
+    # The error function of 256 x 128 sums does not fit the registers.
+    wide = programs >= MULTIPROCESSORS and not (rows == 128 and activation == "gelu")
+    held = 256 if wide else 128
+    return Tile(rows, held, step, TMA_WARPS[known], TMA_STAGES[rows, held])
+
+
 def nm_tile(capability: int, m: int, tokens: int, itemsize: int) -> Tile:
     """The tile of a product with n of every ``m`` inputs and numbers of ``itemsize`` bytes."""
     step, stages = max(8 * m, _step(itemsize)), _stages(capability).low
@@ -99,7 +141,7 @@ def nm_tile(capability: int, m: int, tokens: int, itemsize: int) -> Tile:
 
 
 def block_constants(tile: Tile, cols: int) -> dict[str, int]:
-    """The compile-time arguments of ``block_linear_kernel`` that say what it holds."""
+    """The compile-time arguments of the block kernels that say what they hold."""
     return {"ROWS": tile.rows, "COLS": cols, "TOKENS": tile.tokens, "STEP": tile.step}
 
 

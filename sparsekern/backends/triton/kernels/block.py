@@ -20,7 +20,7 @@ from .common import finish, multiply_add, row_and_token_tile
 
 
 @triton.jit
-def _load_columns(columns, entry, mask):
+def load_columns(columns, entry, mask):
     """Block columns of the stored blocks ``entry``, from either encoding (layouts/compressed.py)."""
     if columns.dtype.element_ty == tl.uint8:
         # Two bytes, the low one first, at an even address: a 16-bit number to any GPU.
@@ -33,9 +33,9 @@ def _step_inputs(columns, first, end, COLS: tl.constexpr, STEP: tl.constexpr):
     """Inputs ``[STEP]`` of the stored inputs from ``first`` on; from ``end`` on any."""
     stored = first + tl.arange(0, STEP)
     if STEP <= COLS:
-        column = _load_columns(columns, first // COLS, first < end)
+        column = load_columns(columns, first // COLS, first < end)
     else:
-        column = _load_columns(columns, stored // COLS, stored < end)
+        column = load_columns(columns, stored // COLS, stored < end)
     RUN: tl.constexpr = STEP if STEP <= COLS else COLS
     # The hint is what the compiler cannot see, and without which it would load the activations number by number.
     # A remainder of the vector: that of the number ``first`` alone costs Triton 3.6 its stages.
