@@ -67,6 +67,45 @@ int64_t row_parts(const Matrix& a, const ConvCallOf<T>& call, int64_t images, in
   return best;
 }
 
+// Weights of a chunk, at most.
+template <class Matrix>
+int64_t most_in_chunk(const Matrix& a, const ConvShare& share) {
+  int64_t most = kConvChunkWeights;
+  for (int64_t band = share.band_begin; band < share.band_end; ++band) {
+    most = max64(most, a.stored_before(band + 1) - a.stored_before(band));
+  }
+  return most;
+}
+
+// What a share needs of this thread's scratch.
+template <class Matrix, class T>
+ConvRoom make_room(const Matrix& a, const ConvCallOf<T>& call, const ConvShare& share) {
+  const int64_t l1_bytes = l1_data_bytes();
+  // Rows that fill a vector are read in x, if any are.
+  const PlaneLayout layout(call, share.readable ? min64(share.band_rows, 16) : share.band_rows);
+  const bool widened = !std::is_same_v<T, float>;
+  const int64_t sizes[] = {
+      a.padded_in_features(),
+      call.channels * layout.channel + layout.rows * layout.pitch + kPlaneSlack,
+      kMostCells + kMostCursors +
+          max64(conv_tile_floats(l1_bytes), a.input_quantum() * kMostConvPanel),
+      widened ? most_in_chunk(a, share) : 0,
+      widened ? a.out_features : 0,
+      widened ? a.bands() + 1 : 0,
+  };
+  constexpr int kParts = sizeof(sizes) / sizeof(sizes[0]);
+  int64_t begin[kParts + 1] = {};
+  for (int i = 0; i < kParts; ++i) begin[i + 1] = begin[i] + ceil_div(sizes[i], 16) * 16;
+  float* const scratch = thread_scratch(begin[kParts]);
+  return {reinterpret_cast<int32_t*>(scratch),
+          scratch + begin[1],
+          scratch + begin[2],
+          scratch + begin[3],
+          scratch + begin[4],
+          reinterpret_cast<int32_t*>(scratch + begin[5]),
+          l1_bytes};
+}
+
 }  // namespace
 
 const ConvKernelInfo* conv_kernel_table(int* count) {
@@ -115,9 +154,8 @@ void run_conv(const ConvKernelInfo& kernel, const Matrix& a,
                              : band_boundary(t.a, band_part + 1, t.band_parts);
         share.band_rows = t.band_rows;
         share.readable = t.readable;
-        share.l1_bytes = l1_data_bytes();
         if (share.band_begin >= share.band_end || share.row_begin >= share.row_end) return;
-        share.scratch = thread_scratch(ConvRoom(t.a, t.call, share).floats);
+        share.room = make_room(t.a, t.call, share);
         constexpr bool kIsBFloat16 = std::is_same_v<typename Matrix::Value, BFloat16>;
         t.kernel.run(&t.a, &t.call, kIsBFloat16, &share);
       },

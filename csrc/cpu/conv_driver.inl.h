@@ -68,6 +68,17 @@ static void for_each_conv_panel(const BandPixels& band, int64_t first_pixel, int
   }
 }
 
+// First band beyond those from `begin` on, one at least, that fill a chunk.
+template <class Matrix>
+static int64_t conv_chunk_end(const Matrix& a, int64_t begin, int64_t bands_end) {
+  int64_t end = begin + 1;
+  while (end < bands_end &&
+         a.stored_before(end + 1) - a.stored_before(begin) <= kConvChunkWeights) {
+    ++end;
+  }
+  return end;
+}
+
 // One group of channels of one band of rows.
 template <class Family, class Matrix, class T>
 static void run_band(const Matrix& a, const ConvCallOf<T>& call, const BandPixels& band,
@@ -93,7 +104,7 @@ static void run_band(const Matrix& a, const ConvCallOf<T>& call, const BandPixel
 template <class Family, class Matrix, class T>
 static void run_conv(const Matrix& a, const ConvCallOf<T>& call, const ConvShare& share) {
   using V = typename Family::Vec;
-  const ConvRoom room(a, call, share);
+  const ConvRoom& room = share.room;
   const int64_t group_bands = a.bands() / call.groups;
   const Side& h = call.height;
   int64_t next;
