@@ -10,6 +10,7 @@ from typing import Any
 
 from ..layouts import Granularity, parse
 from ..ops import ACTIVATIONS
+from ..ops_conv import CONV_ACTIVATIONS
 
 KEY = "sparsekern"
 """Key of the header in the safetensors metadata."""
@@ -24,12 +25,12 @@ class LayerEntry:
 
     Attributes:
         granularity: layout of the packed weight.
-        shape: ``(out, in)`` of the dense weight.
+        shape: ``(out, in)`` of the dense weight, or ``(out, in / groups, kh, kw)``.
         activation: fused activation, or ``"none"``.
     """
 
     granularity: Granularity
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     activation: str
 
 
@@ -92,12 +93,15 @@ def _layer(entry: Any, name: str) -> LayerEntry:
     spec, shape, activation = (fields.get(key) for key in ("granularity", "shape", "activation"))
     if not isinstance(spec, str):
         raise ValueError(f"{name}: expected a granularity such as 'block(16,1)', found {spec!r}")
-    if not (isinstance(shape, list) and len(shape) == 2 and all(type(side) is int and side > 0 for side in shape)):
-        raise ValueError(f"{name}: expected a shape [out, in] of two integers > 0, found {shape!r}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"{name}: expected an activation of {', '.join(ACTIVATIONS)}, found {activation!r}")
+    if not (isinstance(shape, list) and len(shape) in (2, 4) and all(type(side) is int and side > 0 for side in shape)):
+        raise ValueError(
+            f"{name}: expected a shape [out, in] of two integers > 0, or [out, in, kh, kw] of four, found {shape!r}"
+        )
+    known = ACTIVATIONS if len(shape) == 2 else CONV_ACTIVATIONS
+    if not isinstance(activation, str) or activation not in known:
+        raise ValueError(f"{name}: expected an activation of {', '.join(known)}, found {activation!r}")
     try:
-        return LayerEntry(parse(spec), (shape[0], shape[1]), activation)
+        return LayerEntry(parse(spec), tuple(shape), activation)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
