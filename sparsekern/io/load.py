@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layouts import Granularity, PackedWeight, matrix_shape
+from ..nn.fold import as_folded
 from ..nn.plain import DenseLayer, dense_shape, has_hooks
 from ..nn.sparse_layer import SparseLayer
 from ..nn.surgery import Site, check_unwrapped, find_sites, not_plain, replace, sparse_twin, uncompiled
@@ -24,11 +25,11 @@ State = Mapping[str, Tensor]
 def load_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     """Load a file that :func:`sparsekern.save` wrote into a model, in place.
 
-    Layers become sparse or dense as they were when saved. Parameters of the model stay the same
-    objects, except for the weights of replaced layers. The whole file is checked against the model
-    before anything is changed: if it does not fit, the model is as it was. Only hooks and other loading
-    code of the model's own can still fail then; all layers are again of the kind that they were, but
-    parameters may hold numbers of the file.
+    Layers become sparse or dense as they were when saved, and BatchNorms part of a convolution. Parameters
+    of the model stay the same objects, except for the weights of replaced layers. The whole file is
+    checked against the model before anything is changed: if it does not fit, the model is as it was. Only
+    hooks and other loading code of the model's own can still fail then; all layers are again of the kind
+    that they were, but parameters may hold numbers of the file.
 
     Args:
         model: the architecture that was saved: dense, never sparsified, or sparse already. It must
@@ -52,19 +53,27 @@ def load_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
             if name in tensors or owner not in tensors:
                 raise ValueError(f"metadata.shared: {name!r} is said to be {owner!r}; expected only the latter stored")
             tensors[name] = tensors[owner]
-        sites = find_sites(model)
-        packed = _packed_weights(model, sites, header, tensors)
-        _check_against_model(model, packed, sites, tensors)
-        replacements = _replacements(sites, header, packed)
-        if replacements:
+        if header.folded:
             check_unwrapped(model)
+        with as_folded(model, header.folded):
+            _load(model, header, tensors)
+    return list(header.layers)
+
+
+def _load(model: nn.Module, header: Header, tensors: State) -> None:
+    """Check the file against the model, then take it over."""
+    sites = find_sites(model)
+    packed = _packed_weights(model, sites, header, tensors)
+    _check_against_model(model, packed, sites, tensors)
+    replacements = _replacements(sites, header, packed)
+    if replacements:
+        check_unwrapped(model)
     replace(model, replacements)
     try:
         model.load_state_dict(tensors)
     except BaseException:  # loading code of the model's own; the rest was checked
         replace(model, {new: old for old, new in replacements.items()})
         raise
-    return list(header.layers)
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Tensor]]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nn.fold import FoldedBatchNorm
 from ..nn.sparse_layer import SparseLayer
 from ..nn.surgery import find_sites, uncompiled
 from .header import KEY, Header, LayerEntry, import_safetensors
@@ -43,7 +44,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             layers.update(dict.fromkeys(site.names, entry))
     tensors, shared = _stored(model.state_dict())
     # "format" is what other readers of safetensors files look for.
-    metadata = {"format": "pt", KEY: Header(layers, shared).to_json()}
+    folded = {name: module.conv for name, module in model.named_modules() if isinstance(module, FoldedBatchNorm)}
+    metadata = {"format": "pt", KEY: Header(layers, shared, folded).to_json()}
     target = Path(path)
     unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.unfinished")
     try:

@@ -13,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..prune.watch import undisturbed
 from .plain import has_hooks
+from .sparse_conv import SparseConv2d
 from .sparse_layer import SparseLayer
 from .surgery import Obstacles, find_sites, held_aside, replace
 
@@ -77,6 +78,45 @@ def folded(model: nn.Module, wanted: bool) -> Iterator[Mapping[str, str]]:
         }
     except BaseException:
         replace(model, {new: old for old, new in replacements.items()})
+        raise
+
+
+@contextmanager
+def as_folded(model: nn.Module, folds: Mapping[str, str]) -> Iterator[None]:
+    """Give a model the layers of one that was folded, with numbers still to be loaded; undone if the body raises.
+
+    Args:
+        model: the architecture, folded already or not.
+        folds: names of each BatchNorm and of its convolution.
+
+    Raises:
+        ValueError: the model has no such layers, or one has hooks, which would be lost.
+    """
+    modules = dict(model.named_modules())
+    identities: dict[nn.Module, nn.Module] = {}
+    without_bias: list[nn.Conv2d | SparseConv2d] = []
+    for name, conv_name in folds.items():
+        norm, conv = modules.get(name), modules.get(conv_name)
+        if isinstance(norm, FoldedBatchNorm):
+            continue
+        for found, kind, of in ((norm, nn.BatchNorm2d, name), (conv, (nn.Conv2d, SparseConv2d), conv_name)):
+            if not isinstance(found, kind) or has_hooks(found):
+                what = "a BatchNorm2d" if kind is nn.BatchNorm2d else "a Conv2d"
+                raise ValueError(f"{of}: expected {what} without hooks in the model, found {type(found).__name__}")
+        assert norm is not None and isinstance(conv, (nn.Conv2d, SparseConv2d))
+        identities[norm] = FoldedBatchNorm(conv_name).train(norm.training)
+        if conv.bias is None:
+            without_bias.append(conv)
+    for conv in without_bias:
+        values = conv.packed.values if isinstance(conv, SparseConv2d) else conv.weight
+        conv.bias = nn.Parameter(values.new_empty(conv.out_channels))
+    replace(model, identities)
+    try:
+        yield
+    except BaseException:
+        replace(model, {new: old for old, new in identities.items()})
+        for conv in without_bias:
+            conv.bias = None
         raise
 
 

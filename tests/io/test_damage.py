@@ -130,7 +130,7 @@ def element(place: int, value: float) -> Callable[[Tensor], Tensor]:
         (layer("a.0", shape=[40, 23]), r"a\.0: expected shape \[40, 24\] as in the model, found \[40, 23\]"),
         (layer("a.0", shape=[2**62, 2**62]), r"a\.0: expected shape \[40, 24\]"),
         (layer("a.0", shape=[10**30, 24]), r"a\.0: expected shape \[40, 24\]"),
-        (layer("a.0", shape=[-40, 24]), r"a\.0: expected a shape \[out, in\] of two integers > 0, found \[-40, 24\]"),
+        (layer("a.0", shape=[-40, 24]), r"a\.0: expected a shape \[out, in\] of two integers > 0, .*\[-40, 24\]"),
         (layer("a.0", shape=[40.0, 24]), r"a\.0: expected a shape"),
         (layer("a.0", shape=[True, 24]), r"a\.0: expected a shape"),
         (layer("a.0", shape=[40]), r"a\.0: expected a shape"),
