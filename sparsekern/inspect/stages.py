@@ -193,7 +193,7 @@ def keeps_law(subject: Subject) -> bool:
     packed = subject.packed
     masked = torch.where(subject.mask, subject.weight, 0)
     again = pack(masked, packed.granularity, subject.mask)
-    return torch.equal(packed.to_dense(), masked) and _same_parts(packed, again)
+    return torch.equal(packed.to_matrix(), masked) and _same_parts(packed, again)
 
 
 def _same_parts(one: PackedWeight, other: PackedWeight) -> bool:
@@ -208,6 +208,8 @@ def request_of(subject: Subject, target: str | None) -> plan.Request:
 
 def plan_stage(subject: Subject, tokens: int, target: str | None) -> PlanStage:
     """The choice of the plan for a number of tokens."""
+    if subject.packed.kernel is not None:
+        return _plan_conv(subject, tokens, target)
     request = request_of(subject, target)
     stored = subject.packed.values.numel()
     backend = plan.select(request).serving(request, stored, tokens)
@@ -226,9 +228,31 @@ def plan_stage(subject: Subject, tokens: int, target: str | None) -> PlanStage:
     )
 
 
+def _plan_conv(subject: Subject, tokens: int, target: str | None) -> PlanStage:
+    """The choice for a convolution, which does not depend on the number of pixels."""
+    outputs, inputs, height, width = subject.packed.dense_shape
+    device = "cuda" if target else "cpu"
+    # How many groups there are is not in a file: it belongs to the model.
+    shape, dtype = (outputs, inputs, height, width), subject.packed.dtype
+    request = plan.ConvRequest(subject.packed.granularity, shape, 1, dtype, device)
+    return PlanStage(
+        tokens=tokens,
+        device=device,
+        backend=plan.select_conv(request).name,
+        refusals=plan.refusals(request),
+        kernel=plan.conv_kernel_name(request),
+        why="table",
+        candidates=[],
+        costs={},
+        measured=None,
+    )
+
+
 def code_stage(subject: Subject, tokens: int, target: str | None) -> CodeStage:
     """The code of the kernel that the plan chooses; for a GPU that is not here, of the first back end that has some."""
     chosen, request = plan_stage(subject, tokens, target), request_of(subject, target)
+    if subject.packed.kernel is not None:
+        return CodeStage(None, f"{chosen.kernel}: the code of convolutions is not shown", False)
     asked = plan.backends() if target else [plan.select(request)]
     try:
         for backend in asked:

@@ -23,7 +23,8 @@ class Subject:
     Attributes:
         name: what the user calls it.
         origin: where its weights come from, in words.
-        weight: ``[out, in]``, as the first stage sees it: before pruning where that is known.
+        weight: ``[out, in]``, as the first stage sees it: before pruning where that is known. Of a convolution, the
+            matrix that its weight is to kernels.
         mask: True = kept.
         packed: the pruned weight.
     """
@@ -40,7 +41,7 @@ def from_file(path: str | os.PathLike[str], layer: str | None) -> Subject:
     stored = read_layer(path, layer)
     packed = stored.packed
     origin = f"{os.fspath(path)}: what was pruned away is not in it"
-    return Subject(stored.name or "the model", origin, packed.to_dense(), stored_places(packed), packed)
+    return Subject(stored.name or "the model", origin, packed.to_matrix(), stored_places(packed), packed)
 
 
 def at_random(
@@ -73,7 +74,7 @@ def at_random(
 
 
 def stored_places(packed: PackedWeight) -> Tensor:
-    """Which places of the dense weight the packed one stores, zeros among them included."""
+    """Which places of the matrix the packed weight stores, zeros among them included."""
     parts = {name: tensor.clone() for name, tensor in packed.parts.items()}
     parts[packed.granularity.part_names[0]].fill_(1)
     return packed.granularity.unpack(parts, packed.shape) != 0

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..layouts import Granularity, parse
 from ..ops import ACTIVATIONS
+from ..ops_conv import CONV_ACTIVATIONS
 
 KEY = "sparsekern"
 """Key of the header in the safetensors metadata."""
@@ -24,12 +25,12 @@ class LayerEntry:
 
     Attributes:
         granularity: layout of the packed weight.
-        shape: ``(out, in)`` of the dense weight.
+        shape: ``(out, in)`` of the dense weight, or ``(out, in / groups, kh, kw)``.
         activation: fused activation, or ``"none"``.
     """
 
     granularity: Granularity
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     activation: str
 
 
@@ -40,10 +41,12 @@ class Header:
     Attributes:
         layers: the sparse layers by fully qualified name.
         shared: tensors that are another tensor of the file under a second name: ``{name: stored name}``.
+        folded: BatchNorms that are part of a convolution now: ``{name: name of the convolution}``.
     """
 
     layers: Mapping[str, LayerEntry]
     shared: Mapping[str, str]
+    folded: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Text form that :func:`parse_header` reads back."""
@@ -51,7 +54,8 @@ class Header:
             name: {"granularity": entry.granularity.spec, "shape": list(entry.shape), "activation": entry.activation}
             for name, entry in self.layers.items()
         }
-        return json.dumps({"version": VERSION, "layers": layers, "shared": dict(self.shared)})
+        header = {"version": VERSION, "layers": layers, "shared": dict(self.shared)}
+        return json.dumps(header | ({"folded": dict(self.folded)} if self.folded else {}))
 
 
 def parse_header(metadata: Mapping[str, str] | None) -> Header:
@@ -70,11 +74,9 @@ def parse_header(metadata: Mapping[str, str] | None) -> Header:
     if fields.get("version") != VERSION:
         raise ValueError(f"metadata: expected format version {VERSION}, found {fields.get('version')!r}")
     layers = _object(fields.get("layers"), "metadata.layers")
-    shared = _object(fields.get("shared"), "metadata.shared")
-    for name, owner in shared.items():
-        if not isinstance(owner, str):
-            raise ValueError(f"metadata.shared: expected the name of a tensor for {name!r}, found {owner!r}")
-    return Header({name: _layer(entry, name) for name, entry in layers.items()}, shared)
+    shared = _names(fields.get("shared"), "metadata.shared", "a tensor")
+    folded = _names(fields.get("folded", {}), "metadata.folded", "a convolution")
+    return Header({name: _layer(entry, name) for name, entry in layers.items()}, shared, folded)
 
 
 def import_safetensors(module: str) -> Any:
@@ -92,14 +94,25 @@ def _layer(entry: Any, name: str) -> LayerEntry:
     spec, shape, activation = (fields.get(key) for key in ("granularity", "shape", "activation"))
     if not isinstance(spec, str):
         raise ValueError(f"{name}: expected a granularity such as 'block(16,1)', found {spec!r}")
-    if not (isinstance(shape, list) and len(shape) == 2 and all(type(side) is int and side > 0 for side in shape)):
-        raise ValueError(f"{name}: expected a shape [out, in] of two integers > 0, found {shape!r}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"{name}: expected an activation of {', '.join(ACTIVATIONS)}, found {activation!r}")
+    if not (isinstance(shape, list) and len(shape) in (2, 4) and all(type(side) is int and side > 0 for side in shape)):
+        raise ValueError(
+            f"{name}: expected a shape [out, in] of two integers > 0, or [out, in, kh, kw] of four, found {shape!r}"
+        )
+    known = ACTIVATIONS if len(shape) == 2 else CONV_ACTIVATIONS
+    if not isinstance(activation, str) or activation not in known:
+        raise ValueError(f"{name}: expected an activation of {', '.join(known)}, found {activation!r}")
     try:
-        return LayerEntry(parse(spec), (shape[0], shape[1]), activation)
+        return LayerEntry(parse(spec), tuple(shape), activation)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def _names(value: Any, what: str, of: str) -> dict[str, str]:
+    names = _object(value, what)
+    for name, other in names.items():
+        if not isinstance(other, str):
+            raise ValueError(f"{what}: expected the name of {of} for {name!r}, found {other!r}")
+    return names
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from ..layouts import PackedWeight
+from ..layouts import PackedWeight, matrix_shape
 from .header import import_safetensors, parse_header
 
 
@@ -54,5 +54,6 @@ def read_layer(path: str | os.PathLike[str], name: str | None = None) -> StoredL
         raise ValueError(f"{os.fspath(path)}: {error}") from None
     except Exception as error:  # its kind depends on where the damage is
         raise ValueError(f"{os.fspath(path)}: expected a whole safetensors file, but {error}") from error
-    packed = PackedWeight.from_tensors(entry.granularity, entry.shape, tensors, f"{os.fspath(path)}: {chosen}")
+    shape, kernel = matrix_shape(entry.shape)
+    packed = PackedWeight.from_tensors(entry.granularity, shape, tensors, f"{os.fspath(path)}: {chosen}", kernel)
     return StoredLayer(chosen, packed, entry.activation)

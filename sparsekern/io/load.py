@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layouts import Granularity, PackedWeight
-from ..nn.plain import has_hooks
-from ..nn.sparse_linear import SparseLinear
+from ..layouts import Granularity, PackedWeight, matrix_shape
+from ..nn.fold import as_folded
+from ..nn.plain import DenseLayer, dense_shape, has_hooks
+from ..nn.sparse_layer import SparseLayer
 from ..nn.surgery import Site, check_unwrapped, find_sites, not_plain, replace, sparse_twin, uncompiled
 from .header import Header, LayerEntry, import_safetensors, parse_header
 from .save import view_of
@@ -24,11 +25,11 @@ State = Mapping[str, Tensor]
 def load_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     """Load a file that :func:`sparsekern.save` wrote into a model, in place.
 
-    Layers become sparse or dense as they were when saved. Parameters of the model stay the same
-    objects, except for the weights of replaced layers. The whole file is checked against the model
-    before anything is changed: if it does not fit, the model is as it was. Only hooks and other loading
-    code of the model's own can still fail then; all layers are again of the kind that they were, but
-    parameters may hold numbers of the file.
+    Layers become sparse or dense as they were when saved, and BatchNorms part of a convolution. Parameters
+    of the model stay the same objects, except for the weights of replaced layers. The whole file is
+    checked against the model before anything is changed: if it does not fit, the model is as it was. Only
+    hooks and other loading code of the model's own can still fail then; all layers are again of the kind
+    that they were, but parameters may hold numbers of the file.
 
     Args:
         model: the architecture that was saved: dense, never sparsified, or sparse already. It must
@@ -52,19 +53,27 @@ def load_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
             if name in tensors or owner not in tensors:
                 raise ValueError(f"metadata.shared: {name!r} is said to be {owner!r}; expected only the latter stored")
             tensors[name] = tensors[owner]
-        sites = find_sites(model)
-        packed = _packed_weights(model, sites, header, tensors)
-        _check_against_model(model, packed, sites, tensors)
-        replacements = _replacements(sites, header, packed)
-        if replacements:
+        if header.folded:
             check_unwrapped(model)
+        with as_folded(model, header.folded):
+            _load(model, header, tensors)
+    return list(header.layers)
+
+
+def _load(model: nn.Module, header: Header, tensors: State) -> None:
+    """Check the file against the model, then take it over."""
+    sites = find_sites(model)
+    packed = _packed_weights(model, sites, header, tensors)
+    _check_against_model(model, packed, sites, tensors)
+    replacements = _replacements(sites, header, packed)
+    if replacements:
+        check_unwrapped(model)
     replace(model, replacements)
     try:
         model.load_state_dict(tensors)
     except BaseException:  # loading code of the model's own; the rest was checked
         replace(model, {new: old for old, new in replacements.items()})
         raise
-    return list(header.layers)
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Tensor]]:
@@ -88,7 +97,7 @@ def _packed_weights(model: nn.Module, sites: list[Site], header: Header, tensors
     for name in header.layers:
         if name not in known:
             found = f"a {type(modules[name]).__name__}" if name in modules else "none of that name"
-            raise ValueError(f"{name}: expected a Linear layer in the model, found {found}")
+            raise ValueError(f"{name}: expected a Linear or Conv2d layer in the model, found {found}")
     packed = {}
     for site in sites:
         entries = {name: header.layers.get(name) for name in site.names}
@@ -103,10 +112,10 @@ def _packed_weights(model: nn.Module, sites: list[Site], header: Header, tensors
 
 def _packed_weight(site: Site, entry: LayerEntry, tensors: State) -> PackedWeight:
     layer, name = site.layer, site.name
-    shape = (layer.out_features, layer.in_features)
+    shape = layer.packed.dense_shape if isinstance(layer, SparseLayer) else dense_shape(layer)
     if entry.shape != shape:
         raise ValueError(f"{name}: expected shape {list(shape)} as in the model, found {list(entry.shape)}")
-    if isinstance(layer, nn.Linear) and (obstacle := not_plain(site)):
+    if not isinstance(layer, SparseLayer) and (obstacle := not_plain(site)):
         raise ValueError(f"{name}: expected a layer that can be replaced, but it {obstacle}")
     parts = entry.granularity.part_names
     for alias in site.names:
@@ -115,7 +124,10 @@ def _packed_weight(site: Site, entry: LayerEntry, tensors: State) -> PackedWeigh
             if key not in tensors:
                 raise ValueError(f"{name}: expected a tensor {key!r}, found none")
             _check_same(_join(name, part), key, tensors)
-    found = PackedWeight.from_tensors(entry.granularity, shape, [tensors[_join(name, part)] for part in parts], name)
+    matrix, kernel = matrix_shape(shape)
+    found = PackedWeight.from_tensors(
+        entry.granularity, matrix, [tensors[_join(name, part)] for part in parts], name, kernel
+    )
     dtype = _values(layer).dtype
     if found.dtype != dtype:
         raise ValueError(f"{name}: expected {dtype} as in the model, found {found.dtype}; cast the model first")
@@ -130,7 +142,7 @@ def _check_against_model(model: nn.Module, packed: Mapping[Site, PackedWeight], 
             raise ValueError(f"{key}: the model is on the meta device; give it memory with model.to_empty(device=...)")
     for site in sites:
         weight = _weight_to_be(site, packed)
-        old = site.layer.granularity.part_names if isinstance(site.layer, SparseLinear) else ("weight",)
+        old = site.layer.granularity.part_names if isinstance(site.layer, SparseLayer) else ("weight",)
         for name in site.names if weight else ():
             for part in old:
                 del expected[_join(name, part)]
@@ -154,8 +166,8 @@ def _weight_to_be(site: Site, packed: Mapping[Site, PackedWeight]) -> Mapping[st
     """The tensors that will hold a layer's weight; none if they stay the same."""
     if site in packed:
         return packed[site].parts
-    if isinstance(site.layer, SparseLinear):
-        return {"weight": torch.empty(site.layer.shape, dtype=_values(site.layer).dtype, device="meta")}
+    if isinstance(site.layer, SparseLayer):
+        return {"weight": torch.empty(site.layer.packed.dense_shape, dtype=_values(site.layer).dtype, device="meta")}
     return {}
 
 
@@ -173,9 +185,9 @@ def _replacements(sites: list[Site], header: Header, packed: Mapping[Site, Packe
         if weight is not None:
             entry = header.layers[site.name]
             # A sparse layer of that layout takes any number of blocks from its state_dict.
-            if not isinstance(layer, SparseLinear) or _layout(layer) != (entry.granularity, entry.activation):
+            if not isinstance(layer, SparseLayer) or _layout(layer) != (entry.granularity, entry.activation):
                 made[layer] = _sparse(layer, weight, site.name, entry.activation)
-        elif isinstance(layer, SparseLinear):
+        elif isinstance(layer, SparseLayer):
             made[layer] = _dense(layer)
         if layer in made and not site.name:
             raise ValueError(f"the model is itself a {type(layer).__name__}, which cannot become another kind in place")
@@ -184,21 +196,21 @@ def _replacements(sites: list[Site], header: Header, packed: Mapping[Site, Packe
     return made
 
 
-def _values(layer: nn.Linear | SparseLinear) -> Tensor:
-    return layer.packed.values if isinstance(layer, SparseLinear) else layer.weight
+def _values(layer: DenseLayer | SparseLayer) -> Tensor:
+    return layer.packed.values if isinstance(layer, SparseLayer) else layer.weight
 
 
-def _layout(layer: SparseLinear) -> tuple[Granularity, str]:
+def _layout(layer: SparseLayer) -> tuple[Granularity, str]:
     return layer.granularity, layer.activation
 
 
-def _sparse(layer: nn.Linear | SparseLinear, weight: PackedWeight, name: str, activation: str) -> SparseLinear:
+def _sparse(layer: DenseLayer | SparseLayer, weight: PackedWeight, name: str, activation: str) -> SparseLayer:
     # Copied, because tensors that were read from a file may still be backed by it.
     parts = {part: tensor.to(_values(layer).device, copy=True) for part, tensor in weight.parts.items()}
     return sparse_twin(layer, dataclasses.replace(weight, parts=parts), name, activation)
 
 
-def _dense(layer: SparseLinear) -> nn.Module:
+def _dense(layer: SparseLayer) -> nn.Module:
     """A dense layer in the place of a sparse one, for a weight still to be loaded."""
     dense = layer.empty_dense()
     dense.register_parameter("bias", layer._parameters["bias"])

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..nn.sparse_linear import SparseLinear
+from ..nn.fold import FoldedBatchNorm
+from ..nn.sparse_layer import SparseLayer
 from ..nn.surgery import find_sites, uncompiled
 from .header import KEY, Header, LayerEntry, import_safetensors
 
@@ -36,13 +37,15 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     model = uncompiled(model)
     layers = {}
     for site in find_sites(model):
-        if isinstance(site.layer, SparseLinear):
-            site.layer.packed.verify(site.name or site.layer.name)
-            entry = LayerEntry(site.layer.granularity, site.layer.shape, site.layer.activation)
+        if isinstance(site.layer, SparseLayer):
+            packed = site.layer.packed
+            packed.verify(site.name or site.layer.name)
+            entry = LayerEntry(packed.granularity, packed.dense_shape, site.layer.activation)
             layers.update(dict.fromkeys(site.names, entry))
     tensors, shared = _stored(model.state_dict())
     # "format" is what other readers of safetensors files look for.
-    metadata = {"format": "pt", KEY: Header(layers, shared).to_json()}
+    folded = {name: module.conv for name, module in model.named_modules() if isinstance(module, FoldedBatchNorm)}
+    metadata = {"format": "pt", KEY: Header(layers, shared, folded).to_json()}
     target = Path(path)
     unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.unfinished")
     try:

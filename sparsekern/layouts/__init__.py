@@ -2,7 +2,7 @@
 
 from .block import Block
 from .channel import Channel
-from .conv import matrix_of, weight_of
+from .conv import matrix_of, matrix_shape, weight_of
 from .granularity import Granularity, Parts, parse, register, registered
 from .join import join_outputs
 from .nm import NM
@@ -21,6 +21,7 @@ __all__ = [
     "check_weight",
     "join_outputs",
     "matrix_of",
+    "matrix_shape",
     "pack",
     "parse",
     "register",

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int] | None]:
+    """Shape of the matrix of a weight ``(out, in)`` or ``(out, in, kh, kw)``, and the latter's kernel."""
+    kernel = None if len(shape) == 2 else (shape[2], shape[3])
+    return (shape[0], math.prod(shape[1:])), kernel
 
 
 def matrix_of(weight: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .conv import matrix_of, weight_of
+from .conv import matrix_of, matrix_shape, weight_of
 from .granularity import Granularity, Parts, require
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -160,10 +160,9 @@ def pack(weight: Tensor, granularity: Granularity, mask: Tensor | None = None) -
         mask = weight != 0
     else:
         _check_mask(mask, weight)
-    matrix = matrix_of(weight.detach())
-    parts = granularity.pack(matrix, matrix_of(mask))
-    kernel = None if weight.dim() == 2 else (weight.shape[2], weight.shape[3])
-    return PackedWeight(granularity, (matrix.shape[0], matrix.shape[1]), parts, kernel, verified=True)
+    parts = granularity.pack(matrix_of(weight.detach()), matrix_of(mask))
+    shape, kernel = matrix_shape(weight.shape)
+    return PackedWeight(granularity, shape, parts, kernel, verified=True)
 
 
 def check_weight(weight: Tensor, granularity: Granularity, what: str = "weight") -> None:
@@ -181,7 +180,7 @@ def check_weight(weight: Tensor, granularity: Granularity, what: str = "weight")
         weight.dim() in (2, 4),
         f"{what}: expected two dimensions [out, in], or four [out, in, kh, kw], got shape {list(weight.shape)}",
     )
-    granularity.check_shape((weight.shape[0], math.prod(weight.shape[1:])), what)
+    granularity.check_shape(matrix_shape(weight.shape)[0], what)
     require(bool(weight.isfinite().all()), f"{what}: holds NaN or infinity; a mask over it would hide the fault")
 
 

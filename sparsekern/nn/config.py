@@ -80,8 +80,18 @@ def resolve(config: Config, layers: Sequence[tuple[str, ...]]) -> list[tuple[Spa
         return [(config, "")] * len(layers)
     for pattern in config:
         if not any(fnmatchcase(name, pattern) for names in layers for name in names):
-            raise ValueError(f"config: {pattern!r} matches no Linear layer of the model{_hint(pattern, layers)}")
+            raise ValueError(
+                f"config: {pattern!r} matches no Linear or Conv2d layer of the model{_hint(pattern, layers)}"
+            )
     return [_first_match(config, names) for names in layers]
+
+
+def names_exactly(config: Config, names: tuple[str, ...]) -> bool:
+    """Whether the configuration of a layer stands under one of its names, and not under a pattern for many."""
+    if isinstance(config, Sparse):
+        return False
+    matching = (pattern for pattern in config if any(fnmatchcase(name, pattern) for name in names))
+    return next(matching, None) in names
 
 
 def _first_match(config: Mapping[str, Sparse | None], names: tuple[str, ...]) -> tuple[Sparse | None, str]:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..layouts import PackedWeight, pack
-from ..plan import Request, Target, Timing, kernel_name, refusals, time_linear
+from ..layouts import PackedWeight, matrix_shape, pack
+from ..plan import ConvRequest, Request, Target, conv_kernel_name, kernel_name, refusals
 from ..prune import Calibration, calibrated_weights, make_mask
-from ..prune.watch import call, undisturbed, watched
+from ..prune.rows import is_calibrated
+from ..prune.watch import undisturbed
 from ..report import LayerReport, Report
-from .config import Config, Sparse, resolve
-from .plain import has_hooks
-from .sparse_linear import SparseLinear
+from .config import Config, Sparse, names_exactly, resolve
+from .fold import folded
+from .functional_conv import request_of
+from .groups import too_narrow
+from .plain import DENSE_LAYERS, DenseLayer, dense_shape, has_hooks
+from .sparse_conv import SparseConv2d
+from .sparse_layer import SparseLayer
 from .surgery import Obstacles, Site, check_unwrapped, dense_twin, find_sites, replace, sparse_twin, uncompiled
+from .trial import Stopwatch, count_calls
 
 MANY_TOKENS = 256
 """Rows of the activation for which a kernel is named where the real number was not observed."""
@@ -31,8 +37,10 @@ def sparsify_(
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
     example_inputs: Any = None,
     calibration: Calibration | Iterable[Any] | None = None,
+    *,
+    fold_batch_norm: bool = False,
 ) -> Report:
-    """Prune the Linear layers of a model and run them on sparse kernels, in place.
+    """Prune the Linear and Conv2d layers of a model and run them on sparse kernels, in place.
 
     With ``example_inputs`` each layer is checked and timed, eager dense against sparse, at the size at
     which the model calls it. It stays dense unless sparse is faster by more than the measurements
@@ -42,25 +50,32 @@ def sparsify_(
     as it was. Random states and training flags are left alone; the new layers take over bias
     Parameters and training flags. An optimizer that holds the replaced weights must be made anew.
 
-    Layers that stay dense, with the reason in the report: subclasses of ``nn.Linear`` with a forward
+    Layers that stay dense, with the reason in the report: subclasses of ``nn.Linear`` and ``nn.Conv2d`` with a forward
     of their own or more than weight and bias; parametrized layers; layers with hooks, which could
     rely on a dense weight; weights that another module shares; projections that
     ``nn.MultiheadAttention`` or the fast path of ``nn.TransformerEncoderLayer`` read past the layer;
-    layers that a plain attribute, list, tuple or dict of some module holds as well.
+    layers that a plain attribute, list, tuple or dict of some module holds as well. So do convolutions that are
+    depthwise, have groups too narrow for kernels, or are smaller than the granularity: unless a key of the config is
+    the name of one, which is an error.
     Layers that are sparse already are left as they are. A module with several names is handled once.
 
     Args:
-        model: any module that contains Linear layers.
+        model: any module that contains Linear or Conv2d layers.
         config: a :class:`Sparse` for all layers, or a dict from name pattern (as in ``fnmatch``; the
             first that matches counts) to a :class:`Sparse`, or to None for layers to leave dense.
-        filter_fn: called with each Linear layer and its name; layers for which it returns False stay
+        filter_fn: called with each such layer and its name; layers for which it returns False stay
             dense.
         example_inputs: what the model is called with: a tensor, a tuple of arguments, or a dict of
             keyword arguments. The model runs once on them, in eval mode without gradients.
         calibration: batches in the same forms, or what :class:`sparsekern.prune.Calibration` collected
             from them on this model, which serves any number of calls. The kept weights are then chosen
             and corrected by least squares so that the layers' outputs on these batches change least
-            (``Sparse.criterion`` is not used). Layers that no batch reaches stay dense.
+            (``Sparse.criterion`` is not used). Layers that no batch reaches stay dense, and convolutions with groups.
+        fold_batch_norm: make one layer of each ``nn.Conv2d`` and the ``nn.BatchNorm2d`` that alone reads its output,
+            also of those that stay dense; an identity takes the BatchNorm's place. The model must be in eval mode, and
+            cannot be trained on as before: the convolution has a new weight and bias. Pairs are found with
+            ``torch.fx``, or where that cannot trace the model as neighbours in an ``nn.Sequential``; the report says
+            which convolutions were folded, and why others were not.
 
     Returns:
         The report; ``print`` it.
@@ -68,20 +83,42 @@ def sparsify_(
     Raises:
         TypeError: an argument of the wrong type, or a weight of a dtype that is not packed.
         ValueError: a pattern that matches no layer; NaN in a weight; a granularity larger than the
-            weight; calibration data that is unfit; a model that is itself an ``nn.Linear`` or wrapped in
+            weight; calibration data that is unfit; a model in training mode whose BatchNorm is to be folded; a
+            model that is itself such a layer or wrapped in
             DistributedDataParallel. Each names the layer.
     """
     model = uncompiled(model)
     if filter_fn is not None and not callable(filter_fn):
         raise TypeError(f"filter_fn: expected a function (module, name) -> bool, got {type(filter_fn).__name__}")
     check_unwrapped(model)
-    sites = find_sites(model)
-    if sites and sites[0].layer is model and isinstance(model, nn.Linear):
+    if isinstance(model, DENSE_LAYERS):
+        kind = "Linear" if isinstance(model, nn.Linear) else "Conv2d"
         raise ValueError(
-            "the model is itself an nn.Linear and cannot be replaced in place; "
-            "use sparsekern.SparseLinear.from_dense(model, granularity, sparsity)"
+            f"the model is itself an nn.{kind} and cannot be replaced in place; "
+            f"use sparsekern.Sparse{kind}.from_dense(model, granularity, sparsity)"
         )
-    layers = [_Layer(site) for site in sites]
+    with folded(model, wanted=fold_batch_norm) as notes:
+        layers = _decided(model, config, filter_fn, example_inputs, calibration)
+        replacements: dict[nn.Module, nn.Module] = {}
+        for layer in layers:
+            if layer.packed is not None:
+                replacements[layer.dense] = sparse_twin(layer.dense, layer.packed, layer.site.name)
+            layer.note(reason="; ".join(filter(None, (layer.row.reason, notes.get(layer.site.name)))))
+        target = Target.detect()
+        report = Report(tuple(layer.row for layer in layers), f"{target.cpu}, {target.isa}, {target.threads} threads")
+    replace(model, replacements)
+    return report
+
+
+def _decided(
+    model: nn.Module,
+    config: Config,
+    filter_fn: Callable[[nn.Module, str], bool] | None,
+    example_inputs: Any,
+    calibration: Calibration | Iterable[Any] | None,
+) -> list[_Layer]:
+    """The layers of a model, with the packed weights of those that are to become sparse."""
+    layers = [_Layer(site) for site in find_sites(model)]
     _select(layers, model, config, filter_fn)
     _pack_by_criterion(layers)
     with undisturbed(model):
@@ -89,14 +126,7 @@ def sparsify_(
             _drop_slow(layers, model, example_inputs)
         if calibration is not None:
             _pack_by_calibration(layers, model, calibration)
-    replacements: dict[nn.Module, nn.Module] = {}
-    for layer in layers:
-        if layer.packed is not None:
-            replacements[layer.dense] = sparse_twin(layer.dense, layer.packed, layer.site.name)
-    target = Target.detect()
-    report = Report(tuple(layer.row for layer in layers), f"{target.cpu}, {target.isa}, {target.threads} threads")
-    replace(model, replacements)
-    return report
+    return layers
 
 
 def densify_(model: nn.Module) -> list[str]:
@@ -115,9 +145,10 @@ def densify_(model: nn.Module) -> list[str]:
     replacements: dict[nn.Module, nn.Module] = {}
     names = []
     for site in find_sites(model):
-        if isinstance(site.layer, SparseLinear):
+        if isinstance(site.layer, SparseLayer):
             if not site.name:
-                raise ValueError("the model is itself a SparseLinear and cannot be replaced in place; use to_dense()")
+                kind = type(site.layer).__name__
+                raise ValueError(f"the model is itself a {kind} and cannot be replaced in place; use to_dense()")
             if has_hooks(site.layer):
                 raise ValueError(f"{site.name}: has hooks, which would be lost; remove them first")
             replacements[site.layer] = dense_twin(site.layer)
@@ -127,7 +158,7 @@ def densify_(model: nn.Module) -> list[str]:
 
 
 class _Layer:
-    """A Linear layer while ``sparsify_`` decides what becomes of it.
+    """A Linear or Conv2d layer while ``sparsify_`` decides what becomes of it.
 
     Attributes:
         site: the module and its places in the model.
@@ -141,20 +172,20 @@ class _Layer:
         self.wanted: Sparse | None = None
         self.packed: PackedWeight | None = None
         module = site.layer
-        if isinstance(module, SparseLinear):
+        if isinstance(module, SparseLayer):
             size = module.packed.nbytes
-            facts = _facts(module.packed, MANY_TOKENS)
-            self.row = LayerReport(site.name, module.shape, True, "already sparse", **facts)
+            facts = self._facts(module.packed, MANY_TOKENS)
+            self.row = LayerReport(site.name, module.packed.dense_shape, True, "already sparse", **facts)
         else:
-            shape = (module.out_features, module.in_features)
-            size = shape[0] * shape[1] * next(module.parameters(), torch.empty(0)).dtype.itemsize
+            shape = dense_shape(module)
+            size = math.prod(shape) * next(module.parameters(), torch.empty(0)).dtype.itemsize
             self.row = LayerReport(site.name, shape, False)
         self.note(bytes_before=size, bytes_after=size)
 
     @property
-    def dense(self) -> nn.Linear:
+    def dense(self) -> DenseLayer:
         """The module of a layer that is dense so far."""
-        assert isinstance(self.site.layer, nn.Linear)
+        assert not isinstance(self.site.layer, SparseLayer)
         return self.site.layer
 
     def note(self, **facts: Any) -> None:
@@ -166,10 +197,36 @@ class _Layer:
         self.wanted = self.packed = None
         self.note(sparse=False, reason=reason, bytes_after=self.row.bytes_before)
 
-    def take(self, packed: PackedWeight) -> None:
-        """Make ``packed`` the weight to come."""
+    def take(self, packed: PackedWeight, rows: int = MANY_TOKENS) -> None:
+        """Make ``packed`` the weight to come, for activations of so many rows."""
         self.packed = packed
-        self.note(sparse=True, bytes_after=packed.nbytes, **_facts(packed, MANY_TOKENS))
+        self.note(sparse=True, bytes_after=packed.nbytes, **self._facts(packed, rows))
+
+    def remark(self, *more: str) -> None:
+        """Say why the back ends with kernels do not serve the packed weight, and what else there is to say."""
+        self.note(reason=self.remarks(*more))
+
+    def remarks(self, *more: str) -> str:
+        """What :meth:`remark` says."""
+        assert self.packed is not None
+        why = [f"{backend}: {refusal}" for backend, refusal in refusals(self._request(self.packed)).items()]
+        return "; ".join([*why, *more])
+
+    def _request(self, packed: PackedWeight) -> Request | ConvRequest:
+        layer = self.site.layer
+        if isinstance(layer, (nn.Conv2d, SparseConv2d)):
+            return request_of(packed, layer.groups)
+        return Request(packed.granularity, packed.shape, packed.dtype, packed.device.type)
+
+    def _facts(self, packed: PackedWeight, rows: int) -> dict[str, Any]:
+        """What the report says about a packed weight."""
+        request = self._request(packed)
+        if isinstance(request, ConvRequest):
+            kernel = conv_kernel_name(request)
+        else:
+            kernel = kernel_name(request, packed.values.numel(), rows)
+        density = None if packed.device.type == "meta" else packed.density
+        return {"granularity": packed.granularity.label, "density": density, "kernel": kernel}
 
 
 def _select(
@@ -186,8 +243,23 @@ def _select(
             layer.keep_dense("filter_fn leaves it out")
         elif obstacle := obstacles.of(layer.site):
             layer.keep_dense(obstacle)
+        elif isinstance(layer.dense, nn.Conv2d) and (nonsense := _nonsense(layer.dense, wanted)):
+            if names_exactly(config, layer.site.names):
+                raise ValueError(f"{layer.site.name}: {nonsense}; leave it dense (None in the config)")
+            layer.keep_dense(nonsense)
         else:
             layer.wanted = wanted
+
+
+def _nonsense(conv: nn.Conv2d, wanted: Sparse) -> str | None:
+    """Why nobody can have meant this convolution, where a rule for many layers reached it; None if somebody can."""
+    if narrow := too_narrow(conv):
+        return narrow
+    try:
+        wanted.granularity.check_shape(matrix_shape(dense_shape(conv))[0])
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _pack_by_criterion(layers: Iterable[_Layer]) -> None:
@@ -200,10 +272,13 @@ def _pack_by_criterion(layers: Iterable[_Layer]) -> None:
                 mask = make_mask(weight, granularity, layer.wanted.sparsity, layer.wanted.criterion)
                 packed = pack(weight, granularity, mask)
                 layer.take(packed)
-                layer.note(reason=_remarks(packed, "not measured: pass example_inputs"))
+                layer.remark("not measured: pass example_inputs")
 
 
-def _pack_by_calibration(layers: Iterable[_Layer], model: nn.Module, calibration: Calibration | Iterable[Any]) -> None:
+def _pack_by_calibration(layers: Sequence[_Layer], model: nn.Module, calibration: Calibration | Iterable[Any]) -> None:
+    for layer in layers:
+        if layer.wanted is not None and not is_calibrated(layer.dense):
+            layer.keep_dense("has groups, which calibration does not cover: prune it without")
     chosen = {layer.site.name: layer for layer in layers if layer.wanted is not None}
     if not chosen:
         return
@@ -222,83 +297,26 @@ def _pack_by_calibration(layers: Iterable[_Layer], model: nn.Module, calibration
 def _drop_slow(layers: Iterable[_Layer], model: nn.Module, example_inputs: Any) -> None:
     """Time each layer as the model calls it, and leave dense what is faster so."""
     chosen = [layer for layer in layers if layer.wanted is not None]
-    seen = _count_tokens(model, {layer.site.name: layer.dense for layer in chosen}, example_inputs)
-    stopwatch = _Stopwatch()
+    seen = count_calls(model, {layer.site.name: layer.dense for layer in chosen}, example_inputs)
+    stopwatch = Stopwatch()
     for layer in chosen:
         assert layer.wanted is not None and layer.packed is not None
         packed, calls = layer.packed, seen[layer.site.name]
-        layer.note(calls=calls.total(), tokens=sum(tokens * count for tokens, count in calls.items()))
+        layer.note(calls=calls.total(), tokens=sum(call.rows * count for call, count in calls.items()))
         if not layer.row.tokens:
             reason = "example_inputs never reached it"
             if layer.wanted.only_if_faster:
                 layer.keep_dense(reason)
             else:
-                layer.note(reason=_remarks(packed, f"not measured: {reason}"))
+                layer.remark(f"not measured: {reason}")
             continue
-        layer.note(**_facts(packed, max(calls)), **stopwatch.time(layer, packed, calls))
-        why = _remarks(packed)
+        layer.take(packed, max(call.rows for call in calls))
+        layer.note(**stopwatch.time(layer.dense, packed, layer.site.name, calls))
+        why = layer.remarks()
         if layer.row.pays or not layer.wanted.only_if_faster:
             layer.note(reason=why)
         else:
             layer.keep_dense(f"{layer.row.gain} at this size" + (f" ({why})" if why else ""))
-
-
-def _count_tokens(model: nn.Module, layers: Mapping[str, nn.Linear], inputs: Any) -> dict[str, Counter[int]]:
-    """Run the model once: for each layer, how many of its calls had how many rows of activations."""
-    seen = {name: Counter[int]() for name in layers}
-
-    def count(name: str, x: Tensor) -> None:
-        seen[name][x.numel() // layers[name].in_features] += 1
-
-    with watched(layers, count):
-        call(model, inputs)
-    return seen
-
-
-class _Stopwatch:
-    """Times layers of a model, equal ones once."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[Any, ...], Timing] = {}
-
-    def time(self, layer: _Layer, packed: PackedWeight, calls: Counter[int]) -> dict[str, float]:
-        """What the report says about all the calls of a layer in one pass of the model."""
-        timings = {tokens: self._time_once(layer, packed, tokens) for tokens in calls if tokens}
-        dense = sum(timing.dense * calls[tokens] for tokens, timing in timings.items())
-        sparse = sum(timing.sparse * calls[tokens] for tokens, timing in timings.items())
-        # Each size counts by its time: equal to dense / sparse where nothing disturbed the rounds.
-        speedup = sum(timing.speedup * timing.sparse * calls[tokens] for tokens, timing in timings.items()) / sparse
-        return {
-            "dense_us": dense * 1e6,
-            "sparse_us": sparse * 1e6,
-            "speedup": speedup,
-            "spread": max(timing.spread for timing in timings.values()),
-            "rounds": min(timing.rounds for timing in timings.values()),
-        }
-
-    def _time_once(self, layer: _Layer, packed: PackedWeight, tokens: int) -> Timing:
-        density, bias = round(packed.density, 2), layer.dense.bias is not None
-        key = (_request(packed), packed.device, tokens, density, bias, torch.get_num_threads())
-        if key not in self._known:
-            self._known[key] = time_linear(layer.dense, sparse_twin(layer.dense, packed, layer.site.name), tokens)
-        return self._known[key]
-
-
-def _request(packed: PackedWeight) -> Request:
-    return Request(packed.granularity, packed.shape, packed.dtype, packed.device.type)
-
-
-def _facts(packed: PackedWeight, tokens: int) -> dict[str, Any]:
-    """What the report says about a packed weight."""
-    kernel = kernel_name(_request(packed), packed.values.numel(), tokens)
-    density = None if packed.device.type == "meta" else packed.density
-    return {"granularity": packed.granularity.label, "density": density, "kernel": kernel}
-
-
-def _remarks(packed: PackedWeight, *more: str) -> str:
-    """Why the back ends with kernels do not serve a packed weight, and what else there is to say about it."""
-    why = [f"{backend}: {refusal}" for backend, refusal in refusals(_request(packed)).items()]
-    return "; ".join([*why, *more])
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 DenseLayer = nn.Linear | nn.Conv2d
+DENSE_LAYERS = (nn.Linear, nn.Conv2d)
 """The layers that have a sparse form."""
 
 _HOOKS = (
@@ -47,6 +48,13 @@ def beyond_plain(layer: nn.Module) -> str | None:
     if kind is not Tensor:
         return f"its weight is a {kind.__name__}, not a plain tensor"
     return None
+
+
+def dense_shape(layer: DenseLayer) -> tuple[int, ...]:
+    """Shape of a layer's weight, by what the layer says, for the weight may not be there yet."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    return layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Finding the Linear layers of a model, saying which can be replaced, and replacing them."""
+"""Finding the layers of a model that have a sparse form, saying which can be replaced, and replacing them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..layouts import PackedWeight
-from .plain import beyond_plain
+from .plain import DENSE_LAYERS, DenseLayer, beyond_plain
+from .sparse_conv import SparseConv2d
+from .sparse_layer import SparseLayer
 from .sparse_linear import SparseLinear
 
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel")
@@ -19,7 +21,7 @@ _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel")
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A Linear layer, dense or sparse, and where the model keeps it.
+    """A Linear or Conv2d layer, dense or sparse, and where the model keeps it.
 
     Attributes:
         layer: the module.
@@ -28,7 +30,7 @@ class Site:
         aside: a place that holds it too, but not as a submodule, such as ``"encoder.all"``; None if none does.
     """
 
-    layer: nn.Linear | SparseLinear
+    layer: DenseLayer | SparseLayer
     names: tuple[str, ...]
     owners: tuple[nn.Module, ...]
     aside: str | None
@@ -51,21 +53,21 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 
 def find_sites(model: nn.Module) -> list[Site]:
-    """The Linear layers of a model in its own order, each once. The model itself has the name ``""``."""
-    names = defaultdict[nn.Linear | SparseLinear, list[str]](list)
+    """The Linear and Conv2d layers of a model in its own order, each once. The model itself has the name ``""``."""
+    names = defaultdict[DenseLayer | SparseLayer, list[str]](list)
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, (nn.Linear, SparseLinear)):
+        if isinstance(module, (*DENSE_LAYERS, SparseLayer)):
             names[module].append(name)
     owners = defaultdict[nn.Module, list[nn.Module]](list)
     for parent in model.modules():
         for child in parent._modules.values():
-            if isinstance(child, (nn.Linear, SparseLinear)):
+            if isinstance(child, (*DENSE_LAYERS, SparseLayer)):
                 owners[child].append(parent)
-    aside = _held_aside(model)
+    aside = held_aside(model)
     return [Site(layer, tuple(found), tuple(owners[layer]), aside.get(layer)) for layer, found in names.items()]
 
 
-def _held_aside(model: nn.Module) -> dict[nn.Module, str]:
+def held_aside(model: nn.Module) -> dict[nn.Module, str]:
     """Modules that plain attributes hold, themselves or in a list, tuple or dict, and where."""
     places = {}
     for name, module in model.named_modules():
@@ -112,13 +114,13 @@ class Obstacles:
 
 
 def not_plain(site: Site) -> str | None:
-    """What a dense layer is or has beyond an ``nn.Linear`` that is simply called; None if nothing."""
-    assert isinstance(site.layer, nn.Linear)
+    """What a dense layer is or has beyond one of PyTorch that is simply called; None if nothing."""
+    assert isinstance(site.layer, DENSE_LAYERS)
     if beyond := beyond_plain(site.layer):
         return beyond
     if site.aside:
         return f"is also held by {site.aside}, where it could not be replaced; use nn.ModuleList or nn.ModuleDict"
-    for parent in site.owners:
+    for parent in site.owners if isinstance(site.layer, nn.Linear) else ():
         if isinstance(parent, nn.MultiheadAttention):
             return "nn.MultiheadAttention multiplies with its weight itself"
         if isinstance(parent, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled():
@@ -130,26 +132,31 @@ def not_plain(site: Site) -> str | None:
 
 
 def sparse_twin(
-    layer: nn.Linear | SparseLinear, packed: PackedWeight, name: str, activation: str | None = None
-) -> SparseLinear:
+    layer: DenseLayer | SparseLayer, packed: PackedWeight, name: str, activation: str | None = None
+) -> SparseLayer:
     """A sparse layer to stand where ``layer`` stood, with the same bias Parameter.
 
     The Parameter is kept because others may hold it: an optimizer, or a module that shares it.
     """
-    sparse = SparseLinear(packed, layer.bias, activation, name)
-    sparse.register_parameter("bias", layer._parameters["bias"])
-    if isinstance(layer, nn.Linear):
-        sparse._dense_requires_grad = layer.weight.requires_grad
+    sparse: SparseLayer
+    if isinstance(layer, (nn.Linear, SparseLinear)):
+        sparse = SparseLinear(packed, layer.bias, activation, name)
     else:
+        assert isinstance(layer, (nn.Conv2d, SparseConv2d))
+        sparse = SparseConv2d.of_conv(layer, packed, layer.bias, activation, name)
+    sparse.register_parameter("bias", layer._parameters["bias"])
+    if isinstance(layer, SparseLayer):
         sparse._dense_requires_grad = layer._dense_requires_grad
+    else:
+        sparse._dense_requires_grad = layer.weight.requires_grad
     return sparse.train(layer.training)
 
 
-def dense_twin(sparse: SparseLinear) -> nn.Module:
+def dense_twin(sparse: SparseLayer) -> nn.Module:
     """``sparse.to_dense()`` with the same bias Parameter."""
     dense = sparse.to_dense()
-    linear = dense if isinstance(dense, nn.Linear) else dense.get_submodule("0")
-    linear.register_parameter("bias", sparse._parameters["bias"])
+    layer = dense if isinstance(dense, DENSE_LAYERS) else dense.get_submodule("0")
+    layer.register_parameter("bias", sparse._parameters["bias"])
     return dense
 
 

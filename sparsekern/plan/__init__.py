@@ -3,7 +3,7 @@
 from .choose import Choice, HostPlan, host_plan, kernel_name, renew
 from .convolutions import ConvRequest
 from .cost import Cost, Work, predict
-from .measure import PackedLayer, Sample, Timing, interleave, time_linear
+from .measure import PackedLayer, Sample, Timing, interleave, time_conv2d, time_linear
 from .rates import Rates, measure_rates
 from .registry import (
     Backend,
@@ -49,5 +49,6 @@ __all__ = [
     "renew",
     "select",
     "select_conv",
+    "time_conv2d",
     "time_linear",
 ]

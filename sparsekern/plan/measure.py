@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -109,7 +109,7 @@ def interleave(
 
 
 class PackedLayer(Protocol):
-    """A layer that multiplies with a packed weight, such as ``SparseLinear``."""
+    """A layer with a packed weight, such as ``SparseLinear``."""
 
     name: str
 
@@ -118,7 +118,7 @@ class PackedLayer(Protocol):
         """Its weight."""
 
     def __call__(self, x: Tensor, /) -> Tensor:
-        """``[tokens, in]`` to ``[tokens, out]``."""
+        """``[tokens, in]`` to ``[tokens, out]``, or images to images."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +154,32 @@ def time_linear(dense: nn.Linear, sparse: PackedLayer, tokens: int) -> Timing:
     Raises:
         RuntimeError: the packed layer's outputs are not those of its weight.
     """
-    weight = sparse.packed.values
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(tokens, dense.in_features, generator=generator).to(weight.device, weight.dtype)
-    _check(sparse, x, dense.bias)
+    return _time(dense, sparse, _numbers((tokens, dense.in_features), sparse), f"{tokens} tokens")
+
+
+def time_conv2d(dense: nn.Conv2d, sparse: PackedLayer, shape: Sequence[int], layout: torch.memory_format) -> Timing:
+    """As :func:`time_linear`, for a convolution.
+
+    Args:
+        dense: the layer as it is.
+        sparse: the layer that would take its place.
+        shape: ``[batch, channels, height, width]`` of its input.
+        layout: how the input lies in memory.
+
+    Raises:
+        RuntimeError: the packed layer's outputs are not those of its weight.
+    """
+    x = _numbers(shape, sparse).contiguous(memory_format=layout)
+    return _time(dense, sparse, x, f"an input of {list(shape)}")
+
+
+def _numbers(shape: Sequence[int], sparse: PackedLayer) -> Tensor:
+    values = sparse.packed.values
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(values.device, values.dtype)
+
+
+def _time(dense: nn.Module, sparse: PackedLayer, x: Tensor, size: str) -> Timing:
+    _check(dense, sparse, x, size)
     times = interleave(
         {"dense": lambda: dense(x), "sparse": lambda: sparse(x)}, ROUNDS, shortest=SHORTEST, longest=LONGEST
     )
@@ -165,17 +187,18 @@ def time_linear(dense: nn.Linear, sparse: PackedLayer, tokens: int) -> Timing:
     return Timing(times["dense"].median, times["sparse"].median, ratio.median, ratio.spread, ratio.rounds)
 
 
-def _check(sparse: PackedLayer, x: Tensor, bias: Tensor | None) -> None:
-    """Compare with the dense product in float64."""
+def _check(dense: nn.Module, sparse: PackedLayer, x: Tensor, size: str) -> None:
+    """Compare with the dense layer in float64."""
     with torch.inference_mode():
         found = sparse(x)
-        product = x.double() @ sparse.packed.to_dense().double().T
-        expected = (product if bias is None else product + bias).to(x.dtype)
+        tensors = {name: parameter.double() for name, parameter in dense.named_parameters()}
+        tensors["weight"] = sparse.packed.to_dense().double()
+        expected = torch.func.functional_call(dense, tensors, (x.double(),)).to(x.dtype)
         # Half of the digits: rounding never costs so many, and a wrong kernel costs all.
         allowed = math.sqrt(torch.finfo(x.dtype).eps) * float(expected.abs().max())
         close = torch.isclose(found, expected, rtol=0, atol=allowed, equal_nan=True)
     if not close.all():
         raise RuntimeError(
-            f"{sparse.name}: expected the outputs of its dense weight within {allowed:.1e} at {len(x)} tokens, found a "
+            f"{sparse.name}: expected the outputs of its dense weight within {allowed:.1e} at {size}, found a "
             f"difference of {float((found - expected).abs().max()):.1e}; please report this fault of the kernel"
         )

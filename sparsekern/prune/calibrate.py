@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .reconstruct import dampen
+from .rows import CalibratedLayer, is_calibrated, reading, rows, width
 from .watch import call, undisturbed, watched
 
 PANEL = 256
@@ -48,12 +49,11 @@ class InputStatistics:
         return torch.cholesky_inverse(factor).float()
 
     def add(self, x: Tensor) -> None:
-        """Count a batch of inputs ``[tokens, in]``."""
+        """Count inputs ``[tokens, in]``."""
         # The upper triangle is enough, so a row of panels saves nearly half of the work.
         for start in range(0, len(self.gram), PANEL):
             panel = slice(start, start + PANEL)
             self.gram[panel, start:].addmm_(x[:, panel].T, x[:, start:])
-        self.calls += 1
 
     def finish(self) -> None:
         """Fill the lower triangle from the upper one."""
@@ -77,7 +77,7 @@ class Calibration:
         cls,
         model: nn.Module,
         inputs: Iterable[Any],
-        layers: Mapping[str, nn.Linear] | None = None,
+        layers: Mapping[str, CalibratedLayer] | None = None,
         *,
         share: bool = True,
         progress: Progress | None = None,
@@ -92,7 +92,8 @@ class Calibration:
             inputs: batches: a tensor is passed as ``model(x)``, a tuple or list as ``model(*x)``, a
                 mapping as ``model(**x)``. Padding counts like data, so rather leave it out. A few
                 times as many tokens as the widest layer has inputs are enough.
-            layers: layers to watch by name; all ``nn.Linear`` of the model if None.
+            layers: layers to watch by name; all ``nn.Linear`` of the model, and ``nn.Conv2d`` without groups, if
+                None. The rows of a convolution's matrix are what its kernel sees at each place.
             share: let layers that read the same tensor share one matrix. They must then do so in
                 every batch.
             progress: called after each batch.
@@ -108,10 +109,10 @@ class Calibration:
                 "put a single batch into a list: [batch]"
             )
         if layers is None:
-            layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+            layers = {name: module for name, module in model.named_modules() if is_calibrated(module)}
         total = len(inputs) if isinstance(inputs, Sized) else None
         done = 0
-        recorder = _Recorder(share)
+        recorder = _Recorder(share, layers)
         # No inference_mode in here: its tensors have no version counter, see _same.
         with undisturbed(model), watched(layers, recorder.record):
             for batch in inputs:
@@ -139,18 +140,19 @@ class _Recorder:
     """Takes the layers' inputs in the order of the forward pass and adds each tensor up once."""
 
     share: bool
+    layers: Mapping[str, CalibratedLayer]
     statistics: dict[str, InputStatistics] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     # The last tensor added, and where to. Holding it keeps its memory from being reused, so that equal
     # addresses below mean the same tensor.
-    last: tuple[Tensor, int, InputStatistics] | None = None
+    last: tuple[Tensor, int, InputStatistics, Hashable] | None = None
 
     def record(self, name: str, x: Tensor) -> None:
         if not x.numel():
             return
-        calls = self.calls.get(name, 0)
+        layer, calls = self.layers[name], self.calls.get(name, 0)
         own = self.statistics.get(name)
-        if self.share and self.last is not None and _same(x, *self.last[:2]):
+        if self.share and self.last is not None and _same(x, *self.last[:2]) and self.last[3] == reading(layer):
             shared = self.last[2]
             # A newcomer joins only if it missed nothing; a member is counted once a tensor.
             if calls == shared.calls - 1 and (own is None or own is shared):
@@ -158,14 +160,17 @@ class _Recorder:
                 self.calls[name] = calls + 1
                 return
         if own is None:
+            columns = x.shape[-1] if isinstance(layer, nn.Linear) else width(layer)
             own = self.statistics[name] = InputStatistics(
-                torch.zeros(x.shape[-1], x.shape[-1], dtype=torch.float32, device=x.device)
+                torch.zeros(columns, columns, dtype=torch.float32, device=x.device)
             )
         self._require_shared(name)
-        own.add(x.detach().reshape(-1, x.shape[-1]).float())
+        for part in rows(layer, x):
+            own.add(part)
+        own.calls += 1
         self.calls[name] = calls + 1
         # Inference tensors do not tell when they are written to.
-        self.last = None if x.is_inference() else (x, x._version, own)
+        self.last = None if x.is_inference() else (x, x._version, own, reading(layer))
 
     def end_of_batch(self) -> None:
         self.last = None

@@ -1,4 +1,4 @@
-"""Pruning of a model's linear layers with calibration data."""
+"""Pruning of a model's layers with calibration data."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..layouts import Granularity, check_weight
+from ..layouts import Granularity, check_weight, matrix_of, matrix_shape, weight_of
 from .calibrate import Calibration, SharingError
 from .masks import check_sparsity
 from .reconstruct import group_scores, reconstruct
+from .rows import CalibratedLayer, width
 
 
 class Wanted(Protocol):
@@ -26,7 +27,7 @@ class Wanted(Protocol):
 
 def calibrated_weights(
     model: nn.Module,
-    layers: Mapping[str, nn.Linear],
+    layers: Mapping[str, CalibratedLayer],
     wanted: Mapping[str, Wanted],
     calibration: Calibration | Iterable[Any],
 ) -> dict[str, tuple[Tensor, Tensor]]:
@@ -43,8 +44,8 @@ def calibrated_weights(
         calibration: ready statistics, or batches as :meth:`Calibration.collect` takes them.
 
     Returns:
-        For each layer in ``wanted`` that the calibration data reached: weight ``[out, in]`` (zero where
-        dropped, the layer's dtype) and mask (bool, True = kept).
+        For each layer in ``wanted`` that the calibration data reached: weight (zero where dropped, the layer's
+        shape and dtype) and mask (bool, True = kept).
 
     Raises:
         TypeError, ValueError: a weight that its granularity cannot hold, a sparsity outside [0, 1),
@@ -58,14 +59,14 @@ def calibrated_weights(
         calibration = _collect(model, calibration, {name: layers[name] for name in wanted})
     wanted = {name: want for name, want in wanted.items() if name in calibration}
     for name in wanted:
-        width = len(calibration[name].gram)
-        if width != layers[name].in_features:
-            raise ValueError(f"{name}: expected calibration inputs of width {layers[name].in_features}, got {width}")
+        found, expected = len(calibration[name].gram), width(layers[name])
+        if found != expected:
+            raise ValueError(f"{name}: expected calibration inputs of width {expected}, got {found}")
     with torch.no_grad():
         return {name: _prune(layers[name].weight, calibration, name, want) for name, want in wanted.items()}
 
 
-def _collect(model: nn.Module, batches: Iterable[Any], layers: Mapping[str, nn.Linear]) -> Calibration:
+def _collect(model: nn.Module, batches: Iterable[Any], layers: Mapping[str, CalibratedLayer]) -> Calibration:
     """Statistics with what can be shared, or without where a model calls its layers now so, now so."""
     if isinstance(batches, Iterator):
         batches = list(batches)
@@ -79,9 +80,10 @@ def _prune(weight: Tensor, calibration: Calibration, name: str, want: Wanted) ->
     seen = calibration[name]
     hessian = seen.hessian.to(weight.device)
     try:
-        scores = group_scores(weight, hessian, seen.inverse.to(weight.device), want.granularity)
+        matrix, (_, kernel) = matrix_of(weight), matrix_shape(weight.shape)
+        scores = group_scores(matrix, hessian, seen.inverse.to(weight.device), want.granularity)
         mask = want.granularity.mask(scores, want.sparsity)
-        return reconstruct(weight, hessian, mask), mask
+        return weight_of(reconstruct(matrix, hessian, mask), kernel), weight_of(mask, kernel)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise ValueError(
             f"{name}: expected calibration inputs whose Gram matrix can be factorised, but {error}; "

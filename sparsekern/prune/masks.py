@@ -6,7 +6,7 @@ from numbers import Real
 
 from torch import Tensor
 
-from ..layouts import Granularity, check_weight, matrix_of, weight_of
+from ..layouts import Granularity, check_weight, matrix_of, matrix_shape, weight_of
 from .criteria import CRITERIA
 
 
@@ -34,7 +34,7 @@ def make_mask(
     if criterion not in CRITERIA:
         raise ValueError(f"criterion: expected one of {', '.join(CRITERIA)}, got {criterion!r}")
     mask = granularity.mask(CRITERIA[criterion](matrix_of(weight)), sparsity)
-    return weight_of(mask, None if weight.dim() == 2 else (weight.shape[2], weight.shape[3]))
+    return weight_of(mask, matrix_shape(weight.shape)[1])
 
 
 def check_sparsity(sparsity: object, what: str = "sparsity") -> None:

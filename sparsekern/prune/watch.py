@@ -32,7 +32,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def watched(layers: Mapping[str, nn.Linear], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+def watched(layers: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Call ``see(name, input)`` before each call of a layer; the hooks are gone afterwards, whatever happens."""
 
     def hook(name: str) -> Callable[..., None]:

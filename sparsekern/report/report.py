@@ -16,20 +16,21 @@ IMPLAUSIBLE = 3.0
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What became of one Linear layer.
+    """What became of one Linear or Conv2d layer.
 
     A layer that stayed dense keeps what was tried on it: granularity, density, kernel and times.
 
     Attributes:
         layer: fully qualified name.
-        shape: ``(out, in)`` of the weight.
+        shape: ``(out, in)`` of the weight, or ``(out, in / groups, kh, kw)``.
         sparse: whether the layer is sparse now.
         reason: why it stayed dense, or a remark on a sparse layer; may be empty.
         granularity: label of the granularity, such as ``16x1``; None if none was tried.
         density: share of the weight that is stored in that granularity.
         kernel: kernel that runs it.
         calls: how often one pass over the example inputs calls the layer; None if not observed.
-        tokens: rows of its activations, summed over those calls; None if not observed.
+        tokens: rows of its activations, or pixels of a convolution's output, summed over those calls; None if not
+            observed.
         dense_us: microseconds of those calls of the dense layer, medians, in eager PyTorch (to compile each
             layer would take minutes); None if not measured.
         sparse_us: the same with the packed weight.
@@ -41,7 +42,7 @@ class LayerReport:
     """
 
     layer: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     sparse: bool
     reason: str = ""
     granularity: str | None = None
@@ -95,7 +96,7 @@ class Report:
     """What ``sparsify_`` did. ``print`` shows it as a table; iterating gives its rows.
 
     Attributes:
-        rows: one row for each Linear layer of the model, in the model's order.
+        rows: one row for each Linear and Conv2d layer of the model, in the model's order.
         machine: processor, instruction set and threads of the measurements.
     """
 
@@ -146,7 +147,7 @@ class Report:
     def summary(self) -> str:
         """One line: how many layers, bytes and microseconds, before and after."""
         if not self.rows:
-            return "no nn.Linear in this model"
+            return "no nn.Linear or nn.Conv2d in this model"
         parts = [
             f"{self.sparse_layers} sparse, {len(self) - self.sparse_layers} dense",
             f"weights {_megabytes(self.bytes_before)} -> {_megabytes(self.bytes_after)}",
@@ -154,7 +155,7 @@ class Report:
         if self.us_before is not None and self.us_after:
             gain = times(self.us_before / self.us_after)
             parts.append(
-                f"measured layers {self.us_before:,.0f} -> {self.us_after:,.0f} us ({gain} over eager nn.Linear)"
+                f"measured layers {self.us_before:,.0f} -> {self.us_after:,.0f} us ({gain} over eager PyTorch)"
             )
         return "; ".join(parts)
 
@@ -162,7 +163,7 @@ class Report:
         cells = [
             (
                 row.layer,
-                f"{row.shape[0]}x{row.shape[1]}",
+                "x".join(map(str, row.shape)),
                 _tokens(row),
                 _microseconds(row.dense_us),
                 _microseconds(row.sparse_us),

@@ -325,3 +325,16 @@ def test_a_dtype_that_only_gpus_have_kernels_for(capsys: pytest.CaptureFixture[s
     assert cli.main(["inspect", "64x64", "--granularity", "16x16", "--dtype", "float16", "--stage", "plan"]) == 0
     printed = capsys.readouterr().out
     assert "cpu: refuses, no kernel for torch.float16" in printed and "reference: serves it" in printed
+
+
+def test_a_convolution_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(8, 16, 3))
+    sk.sparsify_(model, sk.Sparse(sk.Block(8, 1), 0.5))
+    sk.save(model, tmp_path / "cnn")
+    assert cli.main(["inspect", str(tmp_path / "cnn"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["weight"]["shape"] == [16, 72] and facts["layout"]["law"] and facts["mask"]["density"] == 0.5
+    request = plan.ConvRequest(sk.Block(8, 1), (16, 8, 3, 3), 1, torch.float32, "cpu")
+    assert facts["plan"]["kernel"] == plan.conv_kernel_name(request)
+    assert cli.main(["inspect", str(tmp_path / "cnn")]) == 0
+    assert "16 outputs x 72 inputs" in capsys.readouterr().out

@@ -58,11 +58,13 @@ def test_reasons_to_stay_dense() -> None:
 
 
 def test_a_pattern_that_matches_nothing_is_an_error_with_a_hint() -> None:
-    with pytest.raises(ValueError, match=r"^config: 'encoder.0.kwery' matches no Linear layer.*'encoder.0.query'"):
+    with pytest.raises(
+        ValueError, match=r"^config: 'encoder.0.kwery' matches no Linear or Conv2d layer.*'encoder.0.query'"
+    ):
         resolve({"encoder.0.kwery": HALF, "*": FINE}, LAYERS)
     with pytest.raises(ValueError, match=r"'Encoder\.\*' matches no"):
         resolve({"*": HALF, "Encoder.*": None}, LAYERS)
-    with pytest.raises(ValueError, match=r"'x' matches no Linear layer of the model, which has none"):
+    with pytest.raises(ValueError, match=r"'x' matches no Linear or Conv2d layer of the model, which has none"):
         resolve({"x": HALF}, [])
 
 

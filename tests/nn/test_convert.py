@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import sparsekern as sk
-from sparsekern.nn import convert
+from sparsekern.nn import convert, trial
 from sparsekern.plan import Timing
 
 HALF = sk.Sparse(sk.Block(16, 1), 0.5)
@@ -46,7 +46,7 @@ def timings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, int], int,
         timed.append((sparse.shape, tokens, sparse.bias is not None))
         return Timing(sparse.shape[0] * 1e-6, 32e-6, speedup=sparse.shape[0] / 32, spread=0.1, rounds=30)
 
-    monkeypatch.setattr(convert, "time_linear", time_linear)
+    monkeypatch.setattr(trial, "time_linear", time_linear)
     return timed
 
 
@@ -405,7 +405,8 @@ def test_failing_leaves_the_model_as_it_was(fault: str, timings: list[Any]) -> N
 @pytest.mark.parametrize("place", ["time_linear", "pack", "sparse_twin"])
 def test_failing_half_way_leaves_the_model_as_it_was(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, calls = Net(), torch.randn(8, 32), []
-    original = getattr(convert, place)
+    module = trial if place == "time_linear" else convert
+    original = getattr(module, place)
 
     def fails_the_second_time(*args: Any) -> Any:
         calls.append(args)
@@ -413,7 +414,7 @@ def test_failing_half_way_leaves_the_model_as_it_was(place: str, monkeypatch: py
             raise RuntimeError("out of memory")
         return original(*args)
 
-    monkeypatch.setattr(convert, place, fails_the_second_time)
+    monkeypatch.setattr(module, place, fails_the_second_time)
     before = snapshot(model)
     config = sk.Sparse(sk.Block(16, 1), 0.5, only_if_faster=False)
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -433,8 +434,8 @@ def test_a_model_that_is_itself_a_linear_layer() -> None:
             function({})
 
 
-def test_a_model_without_linear_layers() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 3, 1))
+def test_a_model_without_such_layers() -> None:
+    model = nn.Sequential(nn.Conv1d(3, 3, 1))
     assert len(sk.sparsify_(model, HALF)) == 0 and sk.densify_(model) == []
 
 

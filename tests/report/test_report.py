@@ -63,10 +63,10 @@ def test_totals() -> None:
     # Only measured layers count, each as it is now.
     assert REPORT.us_before == pytest.approx(1700.4 * 2) and REPORT.us_after == pytest.approx(548.5 + 1700.4)
     assert REPORT.summary == (
-        "2 sparse, 2 dense; weights 3.3 MB -> 2.6 MB; measured layers 3,401 -> 2,249 us (1.51x over eager nn.Linear)"
+        "2 sparse, 2 dense; weights 3.3 MB -> 2.6 MB; measured layers 3,401 -> 2,249 us (1.51x over eager PyTorch)"
     )
     assert Report((TIED,)).us_before is None and "measured" not in Report((TIED,)).summary
-    assert Report(()).summary == "no nn.Linear in this model"
+    assert Report(()).summary == "no nn.Linear or nn.Conv2d in this model"
 
 
 def test_rows_by_name_and_place() -> None:
@@ -84,7 +84,7 @@ def test_printing_gives_an_aligned_table() -> None:
     assert lines[2].split()[:6] == ["encoder.query", "384x384", "1024", "1,700", "548", "0.12"]
     assert lines[4].split()[:3] == ["head", "1000x384", "kept"]
     assert lines[6:] == [REPORT.summary, "a processor, avx2, 2 threads"]
-    assert str(Report(())) == "no nn.Linear in this model"
+    assert str(Report(())) == "no nn.Linear or nn.Conv2d in this model"
 
 
 def test_calls_and_small_times_are_shown() -> None:
