@@ -12,6 +12,7 @@ documented function reaches it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -58,6 +59,30 @@ def linear_variants(linear: nn.Linear, x: Tensor, compiled: bool) -> dict[str, C
         packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), x.shape[0])
         variants["onednn"] = partial(onednn, x, packed, linear.bias)
     return variants
+
+
+def conv_variants(conv: nn.Conv2d, x: Tensor, compiled: bool) -> dict[str, Callable[[], Any]]:
+    """Calls of a convolution by name, for images in either memory format.
+
+    What oneDNN convolves with a weight that was laid out for it beforehand is what a frozen compiled layer calls.
+    """
+    variants: dict[str, Callable[[], Any]] = {}
+    for suffix, form in (("", torch.contiguous_format), (" channels_last", torch.channels_last)):
+        image, own = x.contiguous(memory_format=form), copy.deepcopy(conv).to(memory_format=form)
+        variants[f"eager{suffix}"] = partial(own, image)
+        if torch.backends.mkldnn.is_available():
+            numbers = (conv.padding, conv.stride, conv.dilation, conv.groups)
+            packed = torch.ops.mkldnn._reorder_convolution_weight(own.weight.detach(), *numbers, image.shape)
+            variants[f"onednn{suffix}"] = partial(onednn_conv, image, packed, conv.bias, *numbers)
+        if compiled:
+            variants[f"compiled{suffix}"] = partial(frozen(own, image), image)
+    return variants
+
+
+def onednn_conv(x: Tensor, weight: Tensor, bias: Tensor | None, *numbers: Any) -> Tensor:
+    """``F.conv2d`` by oneDNN, of a weight that was laid out for it; padding, stride, dilation and groups follow."""
+    y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *numbers, "none", [], "")
+    return y
 
 
 def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

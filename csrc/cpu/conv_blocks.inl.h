@@ -26,12 +26,13 @@ struct ConvStrip {
   }
 
   // Outputs [offset, offset + R) of a block row, of which `valid` exist, into rows `to_stride`
-  // apart. x: the panel's first pixel.
+  // apart. x: the panel's first pixel. later: rows that will be written next, as many as there are
+  // from here on; no hardware foresees the step between them.
   template <bool kSingleColumns>
   static SPARSEKERN_NOINLINE void run(const BlockMatrix& a, int64_t row, int64_t offset,
                                       int64_t valid, const int32_t* offsets, const float* x,
                                       const float* bias, Activation activation, float* to,
-                                      int64_t to_stride) {
+                                      int64_t to_stride, const float* later, int64_t later_rows) {
     Reg acc[R][MV];
     SPARSEKERN_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -47,6 +48,12 @@ struct ConvStrip {
       const int32_t* at = offsets + *column * cols;
       for (int64_t j = 0; j < cols; ++j, w += rows) {
         prefetch(w + kWeightsAhead * rows);
+        if (later_rows > 0) {
+          SPARSEKERN_UNROLL
+          for (int m = 0; m < MV; ++m) __builtin_prefetch(later + m * kLine, 1, 3);
+          later += to_stride;
+          --later_rows;
+        }
         step(acc, w, x + at[j]);
       }
     }
@@ -81,17 +88,19 @@ struct ConvBlocks {
     using Strip = ConvStrip<V, R, MV>;
     constexpr int64_t kWidth = Strip::kWidth;
     const float* const x = band.base + panel.place;
-    const auto run = [&](int64_t output, float* to, int64_t stride) {
+    const auto run = [&](int64_t output, float* to, int64_t stride, bool into_y) {
       const auto strip = a.cols == 1 ? &Strip::template run<true> : &Strip::template run<false>;
-      strip(a, output / a.rows, output % a.rows, a.out_features - output, room.offsets, x,
-            bias ? bias + output : nullptr, call.activation, to, stride);
+      const int64_t left = a.out_features - output;
+      strip(a, output / a.rows, output % a.rows, left, room.offsets, x,
+            bias ? bias + output : nullptr, call.activation, to, stride, to + R * stride,
+            into_y ? min64(R, left - R) : 0);
     };
     // Where all lanes are pixels side by side in y, they are stored there at once.
     if constexpr (sizeof(T) == sizeof(float)) {
       if (call.y_pixel == 1 && !band.has_gaps() && panel.place + kWidth <= band.places()) {
         float* const to = y + panel.first_pixel + panel.place;
         for (int64_t output = 0; output < a.out_features; output += R) {
-          run(output, to + output * call.y_channel, call.y_channel);
+          run(output, to + output * call.y_channel, call.y_channel, true);
         }
         return;
       }
@@ -100,7 +109,7 @@ struct ConvBlocks {
     const PanelRuns<kWidth> runs(band, panel);
     for (int64_t line = 0; line < a.out_features; line += kLine) {
       const int64_t outputs = min64(kLine, a.out_features - line);
-      for (int64_t n = 0; n < outputs; n += R) run(line + n, cells + n * kWidth, kWidth);
+      for (int64_t n = 0; n < outputs; n += R) run(line + n, cells + n * kWidth, kWidth, false);
       write_pixels<V, kWidth>(cells, outputs, runs, y + line * call.y_channel, call.y_channel,
                               call.y_pixel);
     }

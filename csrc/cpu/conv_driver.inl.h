@@ -128,7 +128,7 @@ static void run_conv(const Matrix& a, const ConvCallOf<T>& call, const ConvShare
         make_planes<V>(call, layout, channels, first_row, room.planes);
         make_offsets(call, layout, a.padded_in_features(), room.offsets);
         float* const behind = room.planes + call.channels * layout.channel;
-        for (int64_t i = 0; i < layout.rows * layout.pitch + kPlaneSlack; ++i) behind[i] = 0.0f;
+        write_zeros<V>(behind, layout.rows * layout.pitch + kPlaneSlack);
       }
       run_band<Family>(a, call, band, first_row * call.width.out,
                        max64(share.band_begin, g * group_bands),

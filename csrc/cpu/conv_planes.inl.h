@@ -14,16 +14,36 @@ struct BandPixels {
 
 // A row of a plane, from a row of x whose first pixel that counts is `x`: `count` pixels, `step`
 // apart.
-template <class T>
-static void copy_pixels(const T* x, int64_t step, int64_t count, float* to) {
-  // Known to the compiler, the usual steps become vectors.
+template <class V>
+static SPARSEKERN_INLINE void copy_pixels(const float* x, int64_t step, int64_t count, float* to) {
+  constexpr int L = V::kLanes;
+  const int rest = (int)(count % L);
+  int64_t i = 0;
+  if (step == 1) {
+    for (; i + L <= count; i += L) V::store(to + i, V::load(x + i));
+    if (rest > 0) V::store_first(to + i, V::load_first(x + i, rest), rest);
+  } else if (step == 2) {
+    for (; i + L <= count; i += L) V::store(to + i, V::load_even(x + 2 * i, L));
+    if (rest > 0) V::store_first(to + i, V::load_even(x + 2 * i, rest), rest);
+  } else {
+    for (; i < count; ++i) to[i] = x[i * step];
+  }
+}
+template <class V>
+static void copy_pixels(const BFloat16* x, int64_t step, int64_t count, float* to) {
+  // Known to the compiler, the usual step becomes vectors.
   if (step == 1) {
     for (int64_t i = 0; i < count; ++i) to[i] = widened(x[i]);
-  } else if (step == 2) {
-    for (int64_t i = 0; i < count; ++i) to[i] = widened(x[2 * i]);
   } else {
     for (int64_t i = 0; i < count; ++i) to[i] = widened(x[i * step]);
   }
+}
+
+// No memset, whose call takes longer than the few zeros beside a row.
+template <class V>
+static SPARSEKERN_INLINE void write_zeros(float* to, int64_t count) {
+  for (; count >= V::kLanes; count -= V::kLanes, to += V::kLanes) V::store(to, V::zero());
+  V::store_first(to, V::zero(), (int)count);
 }
 
 // Channels that lie side by side, by squares of them and of pixels.
@@ -93,8 +113,8 @@ static void make_planes(const ConvCallOf<T>& call, const PlaneLayout& layout, co
           const int64_t end = inside ? columns.end : layout.pitch;
           for (int64_t i = 0; i < together; ++i) {
             float* const to = row + i * layout.channel;
-            for (int64_t q = 0; q < begin; ++q) to[q] = 0.0f;
-            for (int64_t q = end; q < layout.pitch; ++q) to[q] = 0.0f;
+            write_zeros<V>(to, begin);
+            write_zeros<V>(to + end, layout.pitch - end);
           }
           if (begin == end) continue;
           const T* from =
@@ -103,7 +123,7 @@ static void make_planes(const ConvCallOf<T>& call, const PlaneLayout& layout, co
           if (side_by_side) {
             copy_channels<V>(from, step, end - begin, together, row + begin, layout.channel);
           } else {
-            copy_pixels(from, step, end - begin, row + begin);
+            copy_pixels<V>(from, step, end - begin, row + begin);
           }
         }
       }

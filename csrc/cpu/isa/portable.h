@@ -39,6 +39,12 @@ struct Vec4 {
   static SPARSEKERN_INLINE void store_first(float* p, Reg v, int n) {
     for (int i = 0; i < n && i < kLanes; ++i) p[i] = v[i];
   }
+  // The first n numbers of every second one; it reads 2 n - 1.
+  static SPARSEKERN_INLINE Reg load_even(const float* p, int n) {
+    Reg v = zero();
+    for (int i = 0; i < n; ++i) v[i] = p[2 * i];
+    return v;
+  }
   static SPARSEKERN_INLINE Reg fma(Reg a, Reg b, Reg c) { return a * b + c; }
   static SPARSEKERN_INLINE Reg add(Reg a, Reg b) { return a + b; }
   static SPARSEKERN_INLINE Reg mul(Reg a, Reg b) { return a * b; }
