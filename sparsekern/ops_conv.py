@@ -52,11 +52,11 @@ class Geometry(NamedTuple):
 
     def output_size(self, size: Sequence[int]) -> tuple[int, int]:
         """Height and width of the output for those of the input; 0 or less where the kernel does not fit."""
-        height, width = (
-            (size[i] + 2 * self.padding[i] - self.dilation[i] * (self.shape[2 + i] - 1) - 1) // self.stride[i] + 1
-            for i in range(2)
-        )
-        return height, width
+        return self._along(0, size[0]), self._along(1, size[1])
+
+    def _along(self, side: int, size: int) -> int:
+        reach = self.dilation[side] * (self.shape[2 + side] - 1) + 1
+        return (size + 2 * self.padding[side] - reach) // self.stride[side] + 1
 
 
 _GEOMETRY = "int[] shape, int[] stride, int[] padding, int[] dilation, int groups"
@@ -101,14 +101,10 @@ def check_geometry(geometry: Geometry, what: str) -> None:
     """
     shape, stride, padding, dilation, groups = geometry
     for name, found, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
-        _require(
-            len(found) == 2 and min(found) >= least, f"{what}: expected two integers >= {least} as {name}", list(found)
-        )
-    _require(
-        groups > 0 and shape[0] % groups == 0,
-        f"{what}: expected groups > 0 that divide the {shape[0]} outputs",
-        groups,
-    )
+        if len(found) != 2 or min(found) < least:
+            raise RuntimeError(f"{what}: expected two integers >= {least} as {name}, got {list(found)}")
+    if groups < 1 or shape[0] % groups:
+        raise RuntimeError(f"{what}: expected groups > 0 that divide the {shape[0]} outputs, got {groups}")
 
 
 def check_conv(x: Tensor, values: Tensor, bias: Tensor | None, geometry: Geometry, activation: str, what: str) -> None:
@@ -135,22 +131,21 @@ def check_image(x: Tensor, values: Tensor, geometry: Geometry, what: str) -> Non
     """The part of :func:`check_conv` on the input, but for its size."""
     _check_like(x, values, "an input", what)
     channels = geometry.shape[1] * geometry.groups
-    _require(
-        x.dim() == 4 and x.shape[1] == channels,
-        f"{what}: expected an input [batch, {channels}, height, width] or [{channels}, height, width]",
-        list(x.shape),
-    )
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise RuntimeError(
+            f"{what}: expected an input [batch, {channels}, height, width] or [{channels}, height, width], "
+            f"got {list(x.shape)}"
+        )
 
 
 def check_size(x: Tensor, geometry: Geometry, what: str) -> None:
     """Refuse images that have no pixels, or fewer than the kernel with its padding."""
     batch, _, height, width = x.shape
-    _require(
-        min(geometry.output_size((height, width))) > 0 and (batch == 0 or min(height, width) > 0),
-        f"{what}: expected an input of pixels that the kernel {list(geometry.shape[2:])} with padding "
-        f"{list(geometry.padding)} and dilation {list(geometry.dilation)} fits into",
-        f"{height} x {width} pixels",
-    )
+    if min(geometry.output_size((height, width))) <= 0 or (batch > 0 and min(height, width) == 0):
+        raise RuntimeError(
+            f"{what}: expected an input of pixels that the kernel {list(geometry.shape[2:])} with padding "
+            f"{list(geometry.padding)} and dilation {list(geometry.dilation)} fits into, got {height} x {width} pixels"
+        )
 
 
 def check_epilogue(values: Tensor, bias: Tensor | None, geometry: Geometry, activation: str, what: str) -> None:
@@ -158,22 +153,18 @@ def check_epilogue(values: Tensor, bias: Tensor | None, geometry: Geometry, acti
     if bias is not None:
         _check_like(bias, values, "a bias", what)
         outputs = geometry.shape[0]
-        _require(bias.shape == (outputs,), f"{what}: expected a bias of shape [{outputs}]", list(bias.shape))
+        if bias.shape != (outputs,):
+            raise RuntimeError(f"{what}: expected a bias of shape [{outputs}], got {list(bias.shape)}")
     if activation not in CONV_ACTIVATIONS:
         raise ValueError(f"{what}: expected an activation of {', '.join(CONV_ACTIVATIONS)}, got {activation!r}")
 
 
 def _check_like(tensor: Tensor, values: Tensor, name: str, what: str) -> None:
-    _require(
-        tensor.dtype == values.dtype and tensor.device == values.device,
-        f"{what}: expected {name} of {values.dtype} on {values.device} like the weight",
-        f"{tensor.dtype} on {tensor.device}",
-    )
-
-
-def _require(condition: bool, expected: str, found: object) -> None:
-    if not condition:
-        raise RuntimeError(f"{expected}, got {found}")
+    if tensor.dtype != values.dtype or tensor.device != values.device:
+        raise RuntimeError(
+            f"{what}: expected {name} of {values.dtype} on {values.device} like the weight, "
+            f"got {tensor.dtype} on {tensor.device}"
+        )
 
 
 # ---- reference implementations ------------------------------------------------------------------

@@ -167,7 +167,10 @@ def _traced(model: nn.Module) -> fx.Graph:
 
 
 def _in_sequences(model: nn.Module, why: str) -> Pairs:
-    """Pairs that are neighbours in a plain ``nn.Sequential``; of the other convolutions, why nobody looked further."""
+    """Pairs that are neighbours in a plain ``nn.Sequential``; of the other convolutions, why nobody looked further.
+
+    A sequence is taken to be called as a whole, for nobody can see whether the model also steps through it.
+    """
     candidates = []
     for sequence in model.modules():
         if type(sequence).__call__ is nn.Module.__call__ and type(sequence).forward is nn.Sequential.forward:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..layouts import Granularity, PackedWeight
 from ..ops import Product, differentiable
-from ..ops_conv import Geometry, check_epilogue, check_geometry, check_image, check_size
+from ..ops_conv import Geometry, check_epilogue, check_geometry, check_image, check_size, layout_of
 from ..plan import Backend, ConvRequest, select_conv
 from .functional import check_packed, in_autocast
 
@@ -175,7 +175,7 @@ def run_conv(
     images = x if batched else x.unsqueeze(0)
     check_image(images, values, product.geometry, what)
     if pad:
-        images = F.pad(images, pad, mode)
+        images = F.pad(images, pad, mode).contiguous(memory_format=layout_of(images))  # circular forgets it
     compiling = torch.compiler.is_compiling()
     if not compiling:  # where sizes may be symbols; the op checks them when it runs
         check_size(images, product.geometry, what)

@@ -73,7 +73,8 @@ class SparseConv2d(SparseLayer):
         both, self._pad, self._pad_mode = zeros.both, zeros.more, "constant"
         if padding_mode != "zeros":
             (above, left), (_, right, _, below) = zeros.both, zeros.more or (0, 0, 0, 0)
-            both, self._pad, self._pad_mode = (0, 0), (left, left + right, above, above + below), padding_mode
+            around = (left, left + right, above, above + below)
+            both, self._pad, self._pad_mode = (0, 0), around if any(around) else (), padding_mode
         self._geometry = Geometry(packed.dense_shape, self.stride, both, self.dilation, self.groups)
         check_geometry(self._geometry, name)
         check_epilogue(packed.values, self.bias, self._geometry, self.activation, name)

@@ -105,7 +105,10 @@ class SparseLayer(nn.Module):
         values = self.get_buffer(self.granularity.part_names[0])
 
         def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
+            # Flat: Module.to(memory_format=...) takes whatever has four dimensions or five for images.
+            flat = tensor.detach().flatten() if tensor.dim() > 3 else tensor
+            moved = fn(flat)
+            moved = tensor if moved is flat else moved.view(tensor.shape)
             # Module.type(dtype) casts integers too, which would spoil the indices.
             if not tensor.is_floating_point() and moved.dtype != tensor.dtype:
                 return tensor.to(moved.device)

@@ -97,10 +97,9 @@ def test_equals_the_dense_convolution(case: tuple[nn.Conv2d, sk.SparseConv2d, Te
         return
     y = layer(x)
     assert y.shape == expected.shape and y.dtype == x.dtype
-    if x.dim() == 4 and layer.padding_mode == "zeros":
-        assert y.is_contiguous(memory_format=torch.channels_last) == expected.is_contiguous(
-            memory_format=torch.channels_last
-        )
+    if x.dim() == 4 and min(x.shape) > 1:  # strides of sides of 1 may be anything
+        layouts = [layout for layout in LAYOUTS if x.is_contiguous(memory_format=layout)]
+        assert len(layouts) != 1 or y.is_contiguous(memory_format=layouts[0]), "not in the layout that came in"
     tolerance = {"rtol": 2e-2, "atol": 3e-2} if x.dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
     torch.testing.assert_close(y.double(), expected, **tolerance)
     if layer.padding_mode == "zeros":

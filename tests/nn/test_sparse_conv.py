@@ -240,12 +240,26 @@ def test_casts_moves_meta_and_back() -> None:
     y, columns, state = layer(x), layer.columns.clone(), copy.deepcopy(layer.state_dict())
     assert layer.double()(x.double()).dtype == torch.float64 and torch.equal(layer.columns, columns)
     torch.testing.assert_close(layer.float()(x), y)
-    layer.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(layer(x), y)
     layer.to("meta")
     assert layer(x.to("meta")).shape == y.shape
     layer.to_empty(device="cpu").load_state_dict(state)
     torch.testing.assert_close(layer(x), y)
+
+
+@each_granularity
+def test_a_model_in_channels_last_keeps_packed_tensors_as_they_are(granularity: Granularity) -> None:
+    linear = sk.SparseLinear.from_dense(nn.Linear(32, 32), granularity, granularity.implied_sparsity or 0.5)
+    model, x = nn.ModuleList([sparse_layer(granularity), linear]), images()
+    y, parts = model[0](x), [tensor for layer in model for tensor in layer.buffers()]
+    for layer in model:
+        layer.values.requires_grad_()
+    model.to(memory_format=torch.channels_last)
+    assert all(before is after for before, after in zip(parts, model.buffers(), strict=True))
+    model.double().to(memory_format=torch.channels_last)
+    for layer in model:
+        layer.packed.verify()
+        assert layer.values.is_leaf and layer.values.requires_grad
+    torch.testing.assert_close(model.float()[0](x), y)
 
 
 def test_back_to_dense_draws_no_random_numbers_and_keeps_a_frozen_weight_frozen() -> None:
