@@ -1,10 +1,10 @@
 """Packed convolutions against dense PyTorch: python bench/conv.py --out results.jsonl
 
-The convolutions of ResNet-50, BatchNorm folded in. For every case: correctness against float64 first; then our
-layer and the fastest way there is to have PyTorch convolve densely (dense.py: eager and by oneDNN with a weight laid out
-for it, contiguous and channels-last), interleaved; then ours and eager PyTorch. A call is what a user calls,
-``layer(x)``, and its output has the memory format of its input: both are measured, each against the same baseline,
-which is the fastest in either. Speed-up, share of peak and efficiency are those of bench/linear.py.
+The convolutions of ResNet-50, BatchNorm folded in. For every case: correctness against float64 first; then our layer
+and the fastest way there is to have PyTorch convolve densely (dense.py: eager, and by oneDNN with a weight laid out for
+it; contiguous and channels-last), interleaved; then ours and eager PyTorch. A call is what a user calls, ``layer(x)``,
+and its output has the memory format of its input: both are measured, each against the same baseline, which is the
+fastest in either. Speed-up, share of peak and efficiency are those of bench/linear.py.
 """
 
 from __future__ import annotations
