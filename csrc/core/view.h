@@ -45,7 +45,8 @@ struct BlockMatrixOf {
   int64_t padded_in_features() const { return ceil_div(in_features, cols) * cols; }
 
   int64_t bands() const { return block_rows(); }
-  int64_t stored() const { return offsets[block_rows()] * rows * cols; }
+  // A part of a weight may begin with a later block than the first.
+  int64_t stored() const { return (offsets[block_rows()] - offsets[0]) * rows * cols; }
   int64_t band_outputs() const { return rows; }
   int64_t input_quantum() const { return cols; }
   int64_t stored_before(int64_t band) const { return offsets[band] * rows * cols; }

@@ -105,7 +105,8 @@ struct ConvBlocks {
         return;
       }
     }
-    alignas(64) float cells[kLine * kWidth];
+    // The last pixels of an output are loaded as a whole vector.
+    alignas(64) float cells[kLine * kWidth + V::kLanes];
     const PanelRuns<kWidth> runs(band, panel);
     for (int64_t line = 0; line < a.out_features; line += kLine) {
       const int64_t outputs = min64(kLine, a.out_features - line);

@@ -24,6 +24,7 @@ constexpr ConvKernelInfo kTable[] = {
 // most of what is copied is what taps reach beyond them.
 constexpr int64_t kPlaneFloats = 160 * 1024;
 constexpr int64_t kLeastRows = 8;
+constexpr int64_t kMostLanes = 16;  // of a vector
 
 template <class T>
 int64_t rows_together(const ConvCallOf<T>& call) {
@@ -47,13 +48,12 @@ bool is_readable(const Matrix& a, const ConvCallOf<T>& call) {
 template <class Matrix, class T>
 int64_t row_parts(const Matrix& a, const ConvCallOf<T>& call, int64_t images, int64_t threads,
                   bool readable) {
-  constexpr int64_t kLanes = 16;
   const PlaneLayout one(call, 1);
   const int64_t all_rows = images * call.height.out;
   // In multiply-adds of vectors; a float of a plane takes about half of one.
   const auto cost = [&](int64_t parts) {
     const int64_t rows = ceil_div(all_rows, parts), together = min64(rows, call.height.out);
-    const int64_t vectors = ceil_div((together - 1) * one.pitch + call.width.out, kLanes);
+    const int64_t vectors = ceil_div((together - 1) * one.pitch + call.width.out, kMostLanes);
     const int64_t bands = ceil_div(rows, together);
     const int64_t made = readable ? 0
                                   : call.channels * call.groups *
@@ -81,8 +81,10 @@ int64_t most_in_chunk(const Matrix& a, const ConvShare& share) {
 template <class Matrix, class T>
 ConvRoom make_room(const Matrix& a, const ConvCallOf<T>& call, const ConvShare& share) {
   const int64_t l1_bytes = l1_data_bytes();
-  // Rows that fill a vector are read in x, if any are.
-  const PlaneLayout layout(call, share.readable ? min64(share.band_rows, 16) : share.band_rows);
+  const int64_t most_rows = min64(share.band_rows, share.row_end - share.row_begin);
+  // Where kernels read x itself, planes are made of no more rows than leave a vector unfilled.
+  const int64_t unfilling = (kMostLanes - 1) / call.width.out;
+  const PlaneLayout layout(call, share.readable ? min64(most_rows, unfilling) : most_rows);
   const bool widened = !std::is_same_v<T, float>;
   const int64_t sizes[] = {
       a.padded_in_features(),
