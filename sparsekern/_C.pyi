@@ -33,6 +33,7 @@ class _ConvKernelLine(TypedDict):
     multiple: bool
     isa: str
     runs_here: bool
+    cores: str
 
 class _CudaKernelLine(TypedDict):
     name: str

@@ -121,6 +121,7 @@ py::list conv_kernels() {
     record["multiple"] = kernel.multiple;
     record["isa"] = isa_name(kernel.isa);
     record["runs_here"] = kernel.run != nullptr && isa_supported(kernel.isa);
+    record["cores"] = kernel.cores == Cores::kAny ? "any" : "amd";
     records.append(record);
   }
   return records;

@@ -9,7 +9,9 @@
 #include "cpu/single_weights.inl.h"
 #include "cpu/conv_planes.inl.h"
 #include "cpu/conv_output.inl.h"
+#include "cpu/conv_panels.inl.h"
 #include "cpu/conv_blocks.inl.h"
+#include "cpu/conv_outputs.inl.h"
 #include "cpu/conv_single.inl.h"
 #include "cpu/conv_driver.inl.h"
 // clang-format on

@@ -76,9 +76,11 @@ struct ConvBlocks {
   using Matrix = BlockMatrix;
   static constexpr int kVectors = kMostVectors;
   static constexpr int64_t kPanel = kMostVectors * V::kLanes;
-  static constexpr bool kStoresVectors = true;
 
-  static int64_t vectors(const BlockMatrix&) { return kVectors; }
+  template <class Body>
+  static void for_each_panel(const BlockMatrix&, const BandPixels& band, const Body& body) {
+    for_each_vector_panel<V, true>(band, kVectors, body);
+  }
 
   // All outputs of the chunk for MV vectors of pixels from `place` on. y: the image's, of the
   // chunk's first output.

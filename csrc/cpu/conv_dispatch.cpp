@@ -13,8 +13,9 @@
 namespace sparsekern {
 namespace {
 
-#define SPARSEKERN_CONV_KERNEL(name, format, isa, rows, multiple, panel) \
-  {#name, Format::format, Isa::isa, rows, multiple, panel, SPARSEKERN_SYMBOL_##isa(name)},
+#define SPARSEKERN_CONV_KERNEL(name, format, isa, rows, multiple, panel, ...)                  \
+  {#name,      Format::format, Isa::isa, rows, multiple, panel, SPARSEKERN_SYMBOL_##isa(name), \
+   __VA_ARGS__},
 constexpr ConvKernelInfo kTable[] = {
 #include "cpu/conv_kernels.inc"
 };
@@ -117,7 +118,9 @@ const ConvKernelInfo* conv_kernel_table(int* count) {
 
 const ConvKernelInfo* choose_conv_kernel(Format format, int64_t block_rows) {
   for (const ConvKernelInfo& kernel : kTable) {
-    if (kernel.isa <= isa_limit() && kernel.takes(format, block_rows)) return &kernel;
+    if (kernel.isa <= isa_limit() && has_cores(kernel.cores) && kernel.takes(format, block_rows)) {
+      return &kernel;
+    }
   }
   return nullptr;
 }

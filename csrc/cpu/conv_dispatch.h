@@ -15,6 +15,7 @@ struct ConvKernelInfo {
   bool multiple;  // any multiple of `rows`, not just `rows`
   int64_t panel;
   ConvKernel run;
+  Cores cores = Cores::kAny;
 
   bool takes(Format of, int64_t block_rows) const {
     return of == format && (multiple ? block_rows % rows == 0 : block_rows == rows);

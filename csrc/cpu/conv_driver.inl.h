@@ -5,10 +5,6 @@
 //     its pixels: where they are in x, or as planes
 //     for a chunk of bands of outputs whose weights stay in L2 (widened, if they are bfloat16):
 //       for a panel of pixels:  Family::run_panel
-//
-// Panels of a band have nearly as many vectors each. Of families that store whole vectors the last
-// panel ends with the last pixel, unless there are gaps between the band's rows, and what it shares
-// with the one before is computed twice. So no load reaches beyond an x that was not copied.
 
 static void widen(const BFloat16* from, int64_t count, float* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = widened(from[i]);
@@ -51,23 +47,6 @@ static const float* bias_of(const BFloat16* bias, int64_t outputs, const ConvRoo
   return room.bias;
 }
 
-// Calls body(panel, vectors) for the panels of a band.
-template <class Family, class Body>
-static void for_each_conv_panel(const BandPixels& band, int64_t first_pixel, int64_t most,
-                                const Body& body) {
-  constexpr int64_t L = Family::Vec::kLanes;
-  const int64_t places = band.places(), vectors = ceil_div(places, L);
-  const bool ends_there = Family::kStoresVectors && !band.has_gaps() && places >= L;
-  int64_t panels = ceil_div(vectors, most);
-  // A panel of its own for the rest, which then begins with pixels of another.
-  if (ends_there && panels == 1 && places % L != 0) panels = min64(2, vectors);
-  for (int64_t p = 0; p < panels; ++p) {
-    const int64_t begin = vectors * p / panels, count = vectors * (p + 1) / panels - begin;
-    const int64_t last = places - count * L;
-    body(ConvPanel{ends_there ? min64(begin * L, last) : begin * L, first_pixel}, count);
-  }
-}
-
 // First band beyond those from `begin` on, one at least, that fill a chunk.
 template <class Matrix>
 static int64_t conv_chunk_end(const Matrix& a, int64_t begin, int64_t bands_end) {
@@ -91,13 +70,13 @@ static void run_band(const Matrix& a, const ConvCallOf<T>& call, const BandPixel
     const int64_t outputs = min64(end * a.band_outputs(), a.out_features) - output;
     const auto chunk = part_of(a, begin, end, outputs, room);
     const float* bias = bias_of(call.bias ? call.bias + output : nullptr, outputs, room);
-    for_each_conv_panel<Family>(
-        band, first_pixel, Family::vectors(chunk), [&](const ConvPanel& panel, int64_t count) {
-          with_vectors<Family::kVectors>(count, [&](auto vectors) {
-            Family::template run_panel<decltype(vectors)::value>(chunk, call, band, panel, room,
-                                                                 bias, y + output * call.y_channel);
-          });
-        });
+    Family::for_each_panel(chunk, band, [&](int64_t place, int64_t count) {
+      with_vectors<Family::kVectors>(count, [&](auto vectors) {
+        Family::template run_panel<decltype(vectors)::value>(chunk, call, band,
+                                                             ConvPanel{place, first_pixel}, room,
+                                                             bias, y + output * call.y_channel);
+      });
+    });
   }
 }
 

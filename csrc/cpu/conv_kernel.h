@@ -8,7 +8,7 @@
 namespace sparsekern {
 
 enum ConvKernelPanel : int64_t {
-#define SPARSEKERN_CONV_KERNEL(name, format, isa, rows, multiple, panel) kPanel_##name = panel,
+#define SPARSEKERN_CONV_KERNEL(name, format, isa, rows, multiple, panel, ...) kPanel_##name = panel,
 #include "cpu/conv_kernels.inc"
 #undef SPARSEKERN_CONV_KERNEL
 };

@@ -13,14 +13,14 @@ struct PixelRun {
   int64_t pixel;  // of the output image
 };
 
-// Those of a panel of kLanes pixels.
+// Those of a panel of kLanes pixels, or fewer.
 template <int64_t kLanes>
 struct PanelRuns {
   PixelRun runs[kLanes];
   int count = 0;
 
-  PanelRuns(const BandPixels& band, const ConvPanel& panel) {
-    const int64_t end = min64(panel.place + kLanes, band.places());
+  PanelRuns(const BandPixels& band, const ConvPanel& panel, int64_t lanes = kLanes) {
+    const int64_t end = min64(panel.place + lanes, band.places());
     if (!band.has_gaps()) {
       add(panel, panel.place, end, panel.place);
       return;

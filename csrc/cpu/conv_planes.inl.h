@@ -12,38 +12,49 @@ struct BandPixels {
   bool has_gaps() const { return rows > 1 && pitch != columns; }
 };
 
-// A row of a plane, from a row of x whose first pixel that counts is `x`: `count` pixels, `step`
-// apart.
+// `count` pixels of a row, `step` apart. Whole vectors are written, zeros behind the pixels.
 template <class V>
 static SPARSEKERN_INLINE void copy_pixels(const float* x, int64_t step, int64_t count, float* to) {
   constexpr int L = V::kLanes;
-  const int rest = (int)(count % L);
   int64_t i = 0;
   if (step == 1) {
     for (; i + L <= count; i += L) V::store(to + i, V::load(x + i));
-    if (rest > 0) V::store_first(to + i, V::load_first(x + i, rest), rest);
+    if (i < count) V::store(to + i, V::load_first(x + i, (int)(count - i)));
   } else if (step == 2) {
     for (; i + L <= count; i += L) V::store(to + i, V::load_even(x + 2 * i, L));
-    if (rest > 0) V::store_first(to + i, V::load_even(x + 2 * i, rest), rest);
+    if (i < count) V::store(to + i, V::load_even(x + 2 * i, (int)(count - i)));
   } else {
     for (; i < count; ++i) to[i] = x[i * step];
+    for (; i % L != 0; ++i) to[i] = 0.0f;
   }
 }
 template <class V>
 static void copy_pixels(const BFloat16* x, int64_t step, int64_t count, float* to) {
+  int64_t i = 0;
   // Known to the compiler, the usual step becomes vectors.
   if (step == 1) {
-    for (int64_t i = 0; i < count; ++i) to[i] = widened(x[i]);
+    for (; i < count; ++i) to[i] = widened(x[i]);
   } else {
-    for (int64_t i = 0; i < count; ++i) to[i] = widened(x[i * step]);
+    for (; i < count; ++i) to[i] = widened(x[i * step]);
   }
+  for (; i % V::kLanes != 0; ++i) to[i] = 0.0f;
 }
 
-// No memset, whose call takes longer than the few zeros beside a row.
+// By whole vectors.
 template <class V>
 static SPARSEKERN_INLINE void write_zeros(float* to, int64_t count) {
-  for (; count >= V::kLanes; count -= V::kLanes, to += V::kLanes) V::store(to, V::zero());
-  V::store_first(to, V::zero(), (int)count);
+  for (int64_t i = 0; i < count; i += V::kLanes) V::store(to + i, V::zero());
+}
+
+// A row of a plane: pixels with zeros around. What whole vectors write beyond it belongs to the
+// next row, or lies behind all planes, and is written later.
+template <class V, class T>
+static SPARSEKERN_INLINE void write_row(const T* x, int64_t step, int64_t begin, int64_t end,
+                                        int64_t pitch, float* to) {
+  write_zeros<V>(to, begin);
+  copy_pixels<V>(x, step, end - begin, to + begin);
+  const int64_t written = begin + ceil_div(end - begin, V::kLanes) * V::kLanes;
+  write_zeros<V>(to + written, pitch - written);
 }
 
 // Channels that lie side by side, by squares of them and of pixels.
@@ -100,7 +111,7 @@ static void make_planes(const ConvCallOf<T>& call, const PlaneLayout& layout, co
                         int64_t out_row, float* planes) {
   const Side &h = call.height, &w = call.width;
   const bool side_by_side = call.x_channel == 1 && call.channels > 1;
-  const int64_t together = side_by_side ? call.channels : 1;
+  const int64_t together = side_by_side ? call.channels : 1, step = w.stride * call.x_column;
   for (int64_t c = 0; c < call.channels; c += together) {
     float* row = planes + c * layout.channel;
     for (int64_t ph = 0; ph < h.phases(); ++ph) {
@@ -109,22 +120,20 @@ static void make_planes(const ConvCallOf<T>& call, const PlaneLayout& layout, co
         for (int64_t r = 0; r < layout.rows; ++r, row += layout.pitch) {
           const int64_t x_row = (out_row + r) * h.stride + h.phase(ph) - h.padding;
           const bool inside = x_row >= 0 && x_row < h.in;
-          const int64_t begin = inside ? columns.begin : layout.pitch;
-          const int64_t end = inside ? columns.end : layout.pitch;
+          const int64_t begin = columns.begin, end = inside ? columns.end : begin;
+          const T* const from =
+              begin == end ? x
+                           : x + c * call.x_channel + x_row * call.x_row + columns.first * call.x_column;
+          if (!side_by_side) {
+            write_row<V>(from, step, begin, end, layout.pitch, row);
+            continue;
+          }
           for (int64_t i = 0; i < together; ++i) {
             float* const to = row + i * layout.channel;
-            write_zeros<V>(to, begin);
-            write_zeros<V>(to + end, layout.pitch - end);
+            for (int64_t q = 0; q < begin; ++q) to[q] = 0.0f;
+            for (int64_t q = end; q < layout.pitch; ++q) to[q] = 0.0f;
           }
-          if (begin == end) continue;
-          const T* from =
-              x + c * call.x_channel + x_row * call.x_row + columns.first * call.x_column;
-          const int64_t step = w.stride * call.x_column;
-          if (side_by_side) {
-            copy_channels<V>(from, step, end - begin, together, row + begin, layout.channel);
-          } else {
-            copy_pixels<V>(from, step, end - begin, row + begin);
-          }
+          copy_channels<V>(from, step, end - begin, together, row + begin, layout.channel);
         }
       }
     }

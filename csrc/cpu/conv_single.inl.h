@@ -10,11 +10,10 @@ struct ConvSingleFamily {
   static constexpr int kLanes = V::kLanes;
   static constexpr int kVectors = kMostVectors;
   static constexpr int64_t kPanel = kMostVectors * kLanes;
-  static constexpr bool kStoresVectors = false;
 
-  template <class Matrix>
-  static int64_t vectors(const Matrix& a) {
-    return single_panel(kPanel, density_of(a)) / kLanes;
+  template <class Matrix, class Body>
+  static void for_each_panel(const Matrix& a, const BandPixels& band, const Body& body) {
+    for_each_vector_panel<V, false>(band, single_panel(kPanel, density_of(a)) / kLanes, body);
   }
 
   template <class Weights, class T>

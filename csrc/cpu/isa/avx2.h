@@ -58,7 +58,8 @@ struct Vec8 {
   }
   // The first n numbers of every second one; it reads 2 n - 1.
   static SPARSEKERN_INLINE Reg load_even(const float* p, int n) {
-    const __m256 mixed = _mm256_shuffle_ps(load_first(p, 2 * n - 1), load_first(p + 8, 2 * n - 9), 0x88);
+    const __m256 mixed =
+        _mm256_shuffle_ps(load_first(p, 2 * n - 1), load_first(p + 8, 2 * n - 9), 0x88);
     return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(mixed), 0xd8));
   }
   static SPARSEKERN_INLINE Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
