@@ -74,8 +74,9 @@ types: $(VENV)/.test $(VENV)/.dev build ## check the types, and the stub of the 
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml sparsekern._C
 
-docs: build ## write the generated tables into README.md and docs/
+docs: build ## write the generated tables and pictures into README.md and docs/
 	$(BIN)/python tools/generate_tables.py
+	$(BIN)/python tools/draw_granularities.py
 
 bench: build ## measure the linear kernels against dense PyTorch
 	$(BIN)/python bench/linear.py --out $(BENCH_RESULTS)

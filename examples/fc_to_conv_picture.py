@@ -14,9 +14,9 @@ from torch import Tensor
 COLORS = ("#e6194b", "#f58231", "#ffe119", "#9acd32", "#1f9d55", "#42d4f4", "#4f7bff", "#b06bf0", "#f032e6", "#fabed4")
 """Of the digits 0 to 9, on black."""
 STYLE = """
-.fc { --ink: #1f2328; } @media (prefers-color-scheme: dark) { .fc { --ink: #e6edf3; } }
-.fc text { font-family: system-ui, sans-serif; font-size: 14px; fill: var(--ink); }
-.fc image { image-rendering: pixelated; }
+text { font: 14px system-ui, sans-serif; fill: #1f2328; }
+image { image-rendering: pixelated; }
+@media (prefers-color-scheme: dark) { text { fill: #e6edf3; } }
 """
 LEFT, TOP, GAP, BETWEEN = 150, 66, 6, 30
 
@@ -36,7 +36,7 @@ def draw(images: Tensor, truth: Tensor, cases: Mapping[str, Sequence[Tensor]], s
     width, height = LEFT + len(stages) * wide, TOP + BETWEEN + (len(cases) + 1) * high
     box = f"-12 0 {width + 12} {height + 12}"
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="fc" viewBox="{box}" width="{width + 12}" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" width="{width + 12}" role="img">',
         f"<title>Canvases of digits, segmented with {escape(', '.join(cases))}</title><style>{STYLE}</style>",
         *_legend(),
     ]
