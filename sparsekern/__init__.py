@@ -12,7 +12,18 @@ if _sys.argv[:1] != ["-m"]:
 from . import backends as _backends, ops_conv as _ops_conv, ops_grad as _ops_grad  # noqa: F401  (register themselves)
 from .io import load_, save
 from .layouts import NM, Block, Channel, PackedWeight, Unstructured, pack
-from .nn import JoinedLinear, Sparse, SparseConv2d, SparseLinear, conv2d, densify_, join, linear, sparsify_
+from .nn import (
+    JoinedLinear,
+    Sparse,
+    SparseConv2d,
+    SparseLinear,
+    conv2d,
+    conv_from_linear,
+    densify_,
+    join,
+    linear,
+    sparsify_,
+)
 from .plan import KernelRecord, Target, kernels
 from .prune import make_mask
 
@@ -31,6 +42,7 @@ __all__ = [
     "Target",
     "Unstructured",
     "conv2d",
+    "conv_from_linear",
     "densify_",
     "join",
     "kernels",

@@ -14,6 +14,7 @@ SIGNATURES = {
     "pack": "(weight, granularity, mask=None)",
     "linear": "(x, packed, bias=None, activation=None)",
     "conv2d": "(x, packed, bias=None, stride=1, padding=0, dilation=1, groups=1, activation=None)",
+    "conv_from_linear": "(linear, in_shape, flatten='nchw')",
     "sparsify_": "(model, config, filter_fn=None, example_inputs=None, calibration=None, *, fold_batch_norm=False)",
     "densify_": "(model)",
     "save": "(model, path)",

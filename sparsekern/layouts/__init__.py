@@ -7,6 +7,7 @@ from .granularity import Granularity, Parts, parse, register, registered
 from .join import join_outputs
 from .nm import NM
 from .packed import WEIGHT_DTYPES, PackedWeight, check_weight, pack
+from .permute import permute_inputs
 from .unstructured import Unstructured
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "matrix_shape",
     "pack",
     "parse",
+    "permute_inputs",
     "register",
     "registered",
     "weight_of",

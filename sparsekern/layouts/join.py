@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from .granularity import require
 from .packed import PackedWeight, pack
+from .permute import stored_places
 
 
 def join_outputs(weights: Sequence[PackedWeight], names: Sequence[str]) -> PackedWeight:
@@ -53,7 +53,7 @@ def _below_one_another(weights: Sequence[PackedWeight]) -> PackedWeight | None:
     """None where two weights would share a group of which they keep different places."""
     dense = torch.cat([weight.to_dense() for weight in weights])
     try:
-        joined = pack(dense, weights[0].granularity, torch.cat([_stored_places(weight) for weight in weights]))
+        joined = pack(dense, weights[0].granularity, torch.cat([stored_places(weight) for weight in weights]))
     except ValueError:  # a pattern such as n:m may not hold the places of both; each alone was packed before
         return None
     return joined if _stored([joined]) == _stored(weights) else None
@@ -61,10 +61,3 @@ def _below_one_another(weights: Sequence[PackedWeight]) -> PackedWeight | None:
 
 def _stored(weights: Sequence[PackedWeight]) -> int:
     return sum(weight.granularity.stored(weight.parts, weight.shape) for weight in weights)
-
-
-def _stored_places(weight: PackedWeight) -> Tensor:
-    """True where a weight ``[out, in]`` is stored, be it as zero."""
-    names = weight.granularity.part_names
-    ones = {**weight.parts, names[0]: torch.ones_like(weight.values)}
-    return weight.granularity.unpack(ones, weight.shape) != 0

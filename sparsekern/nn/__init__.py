@@ -1,6 +1,7 @@
 """Modules and functions that take packed weights."""
 
 from .config import Sparse
+from .conv_from_linear import conv_from_linear
 from .convert import densify_, sparsify_
 from .functional import linear
 from .functional_conv import conv2d
@@ -14,6 +15,7 @@ __all__ = [
     "SparseConv2d",
     "SparseLinear",
     "conv2d",
+    "conv_from_linear",
     "densify_",
     "join",
     "linear",
