@@ -166,8 +166,8 @@ std::string choose(const std::string& format, int64_t block_rows, int64_t tokens
   return kernel == nullptr ? "" : kernel->name;
 }
 
-std::string choose_conv(const std::string& format, int64_t block_rows) {
-  const ConvKernelInfo* kernel = choose_conv_kernel(parse_format(format), block_rows);
+std::string choose_conv(const std::string& format, int64_t block_rows, int64_t together) {
+  const ConvKernelInfo* kernel = choose_conv_kernel(parse_format(format), block_rows, together);
   return kernel == nullptr ? "" : kernel->name;
 }
 
@@ -187,8 +187,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("choose", &choose, py::arg("format"), py::arg("rows"), py::arg("tokens"),
         py::arg("values") = "float32",
         "Name of the kernel that serves a format with so many rows together; empty if none does.");
-  m.def("choose_conv", &choose_conv, py::arg("format"), py::arg("rows"),
-        "Name of the kernel that convolves with a format; empty if none does.");
+  m.def("choose_conv", &choose_conv, py::arg("format"), py::arg("rows"), py::arg("together"),
+        "Name of the kernel that convolves with a format, so many pixels side by side; empty if "
+        "none does.");
   m.def(
       "fma_peak_gflops",
       [](double seconds, const std::string& values) {

@@ -90,9 +90,11 @@ void check(const ConvArguments& args, ScalarType dtype) {
                   found(*args.bias));
 }
 
-const ConvKernelInfo& pick_kernel(const ConvArguments& args, Format format, int64_t block_rows) {
-  const ConvKernelInfo* kernel = args.kernel.empty() ? choose_conv_kernel(format, block_rows)
-                                                     : find_conv_kernel(args.kernel.c_str());
+const ConvKernelInfo& pick_kernel(const ConvArguments& args, Format format, int64_t block_rows,
+                                  int64_t together) {
+  const ConvKernelInfo* kernel = args.kernel.empty()
+                                     ? choose_conv_kernel(format, block_rows, together)
+                                     : find_conv_kernel(args.kernel.c_str());
   const std::string what = format_text(format, block_rows);
   STD_TORCH_CHECK(kernel != nullptr, args.op, ": no kernel named '", args.kernel, "' for ", what,
                   "; python -m sparsekern kernels lists them");
@@ -164,7 +166,7 @@ Tensor convolve(ConvArguments args, Format format, int64_t block_rows, const Mat
   call.y_channel = channels_last ? 1 : h.out * w.out;
   call.y_pixel = channels_last ? a.out_features : 1;
   if (channels_last && run_as_product(args, format, block_rows, a, call)) return y;
-  const ConvKernelInfo& kernel = pick_kernel(args, format, block_rows);
+  const ConvKernelInfo& kernel = pick_kernel(args, format, block_rows, pixels_together(call));
   run_conv(kernel, a, call, args.x.size(0), torch::stable::get_num_threads(), on_torch_threads);
   return y;
 }

@@ -13,8 +13,9 @@
 namespace sparsekern {
 namespace {
 
-#define SPARSEKERN_CONV_KERNEL(name, format, isa, rows, multiple, panel, ...)                  \
-  {#name,      Format::format, Isa::isa, rows, multiple, panel, SPARSEKERN_SYMBOL_##isa(name), \
+#define SPARSEKERN_CONV_KERNEL(name, format, isa, rows, multiple, panel, together, ...) \
+  {#name,      Format::format, Isa::isa, rows,                                          \
+   multiple,   panel,          together, SPARSEKERN_SYMBOL_##isa(name),                 \
    __VA_ARGS__},
 constexpr ConvKernelInfo kTable[] = {
 #include "cpu/conv_kernels.inc"
@@ -116,9 +117,10 @@ const ConvKernelInfo* conv_kernel_table(int* count) {
   return kTable;
 }
 
-const ConvKernelInfo* choose_conv_kernel(Format format, int64_t block_rows) {
+const ConvKernelInfo* choose_conv_kernel(Format format, int64_t block_rows, int64_t together) {
   for (const ConvKernelInfo& kernel : kTable) {
-    if (kernel.isa <= isa_limit() && has_cores(kernel.cores) && kernel.takes(format, block_rows)) {
+    if (kernel.isa <= isa_limit() && has_cores(kernel.cores) && kernel.takes(format, block_rows) &&
+        together <= kernel.together) {
       return &kernel;
     }
   }

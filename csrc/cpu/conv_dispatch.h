@@ -7,6 +7,8 @@
 
 namespace sparsekern {
 
+constexpr int64_t kAnyPixels = INT64_MAX;
+
 struct ConvKernelInfo {
   const char* name;
   Format format;
@@ -14,6 +16,7 @@ struct ConvKernelInfo {
   int64_t rows;
   bool multiple;  // any multiple of `rows`, not just `rows`
   int64_t panel;
+  int64_t together;  // most pixels side by side for which it is chosen
   ConvKernel run;
   Cores cores = Cores::kAny;
 
@@ -25,9 +28,15 @@ struct ConvKernelInfo {
 // The kernel table of the convolutions, most preferred first.
 const ConvKernelInfo* conv_kernel_table(int* count);
 
-// First kernel of the table that takes the format and the height of its blocks within the ISA
-// limit; or null.
-const ConvKernelInfo* choose_conv_kernel(Format format, int64_t block_rows);
+// First kernel of the table that takes the format, the height of its blocks and so many pixels side
+// by side, within the ISA limit and on these cores; or null.
+const ConvKernelInfo* choose_conv_kernel(Format format, int64_t block_rows, int64_t together);
+
+// Of the output of a call.
+template <class T>
+int64_t pixels_together(const ConvCallOf<T>& call) {
+  return call.width.most_shift() == 0 ? call.height.out * call.width.out : call.width.out;
+}
 
 // The kernel of that name; null if there is none.
 const ConvKernelInfo* find_conv_kernel(const char* name);

@@ -121,9 +121,9 @@ static void make_planes(const ConvCallOf<T>& call, const PlaneLayout& layout, co
           const int64_t x_row = (out_row + r) * h.stride + h.phase(ph) - h.padding;
           const bool inside = x_row >= 0 && x_row < h.in;
           const int64_t begin = columns.begin, end = inside ? columns.end : begin;
-          const T* const from =
-              begin == end ? x
-                           : x + c * call.x_channel + x_row * call.x_row + columns.first * call.x_column;
+          const T* const from = begin == end ? x
+                                             : x + c * call.x_channel + x_row * call.x_row +
+                                                   columns.first * call.x_column;
           if (!side_by_side) {
             write_row<V>(from, step, begin, end, layout.pitch, row);
             continue;

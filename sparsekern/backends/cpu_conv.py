@@ -16,6 +16,9 @@ from .formats import blocks_of, format_of, is_nm, refused_weight
 CONV_OPS = {Block.kind: "block_conv2d", NM.kind: "nm_conv2d"}
 """The op of each format that has kernels."""
 
+USUAL_IMAGE = 28 * 28
+"""Pixels that a convolution of 1 x 1 is taken to have, where a report names its kernel."""
+
 BAND = 16
 """Outputs that n:m of single rows stores together."""
 
@@ -36,7 +39,8 @@ class CpuConvolutions(Convolutions):
     def conv_kernel_name(self, request: ConvRequest) -> str:
         format_ = format_of(request.granularity)
         assert format_ is not None
-        return native.choose_conv(format_.kind, format_.rows)
+        # Images are not known here: those of single pixels lie side by side as a whole.
+        return native.choose_conv(format_.kind, format_.rows, USUAL_IMAGE if request.shape[2:] == (1, 1) else 1)
 
     def conv2d(
         self,

@@ -181,7 +181,7 @@ def test_empty_weights_and_no_images(kernel: sk.KernelRecord) -> None:
 @every_kernel
 def test_infinity_in_an_image_stays_where_the_taps_reach(kernel: sk.KernelRecord) -> None:
     """What kernels read beside an image, and the inputs that a weight is padded with, count nothing."""
-    geometry = Geometry([32, 5, 3, 3], [1, 1], [1, 1], [1, 1], 1)
+    geometry = Geometry([48, 5, 3, 3], [1, 1], [1, 1], [1, 1], 1)
     granularity = next(g for g in reversed(granularities(kernel)) if not isinstance(g, sk.NM) or g.rows == 1)
     conv = Conv.random(granularity, geometry, 1.0)
     x = image(2, 5, 12, 20)
