@@ -50,15 +50,12 @@ struct ConvStrip {
         step(acc, w, x + at[j]);
       }
     }
+    const Bounds<V> bounds(activation);
     SPARSEKERN_UNROLL
     for (int r = 0; r < R; ++r, to += to_stride) {
       if (r >= valid) break;
       SPARSEKERN_UNROLL
-      for (int m = 0; m < MV; ++m) {
-        Reg sum = acc[r][m];
-        if (activation != Activation::kNone) sum = activate<V>(sum, activation);
-        V::store(to + m * kLanes, sum);
-      }
+      for (int m = 0; m < MV; ++m) V::store(to + m * kLanes, bounds.apply(acc[r][m]));
     }
   }
 };
@@ -85,6 +82,9 @@ struct ConvBlocks {
       const auto strip = a.cols == 1 ? &Strip::template run<true> : &Strip::template run<false>;
       strip(a, output / a.rows, output % a.rows, a.out_features - output, room.offsets, x,
             bias ? bias + output : nullptr, call.activation, to, stride);
+      if (is_more_than_bounds(call.activation)) {
+        activate_rows<V>(to, stride, min64(R, a.out_features - output), kWidth, call.activation);
+      }
     };
     // Where all lanes are pixels side by side in y, they are stored there at once.
     if constexpr (sizeof(T) == sizeof(float)) {
