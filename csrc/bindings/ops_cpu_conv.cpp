@@ -60,10 +60,12 @@ Side side_of(const ConvArguments& args, int64_t dim) {
     return number >= least && number <= kMost;
   };
   STD_TORCH_CHECK(fits(side.kernel, 1) && fits(side.stride, 1) && fits(side.padding, 0) &&
-                      fits(side.dilation, 1) && side.in <= kMost,
+                      fits(side.dilation, 1),
                   args.op, ": expected a kernel, stride and dilation > 0 and a padding >= 0, got ",
                   side.kernel, ", ", side.stride, ", ", side.dilation, " and ", side.padding);
   const int64_t reach = (side.kernel - 1) * side.dilation + 1, padded = side.in + 2 * side.padding;
+  STD_TORCH_CHECK(side.in <= kMost && padded <= kMost, args.op,
+                  ": expected sides of 32 bits with the padding, got ", padded, " pixels");
   STD_TORCH_CHECK(side.in > 0 && padded >= reach, args.op,
                   ": expected an input that the kernel fits into, ", reach,
                   " pixels or more with the padding, got ", padded);
@@ -74,7 +76,7 @@ Side side_of(const ConvArguments& args, int64_t dim) {
 void check(const ConvArguments& args, ScalarType dtype) {
   const Tensor& x = args.x;
   STD_TORCH_CHECK(args.shape.size() == 4 && args.stride.size() == 2 && args.padding.size() == 2 &&
-                      args.dilation.size() == 2 && args.groups > 0,
+                      args.dilation.size() == 2 && args.groups > 0 && args.groups <= INT32_MAX,
                   args.op,
                   ": expected four sizes of the weight, two numbers for stride, padding and "
                   "dilation, and groups > 0");
@@ -167,6 +169,10 @@ Tensor convolve(ConvArguments args, Format format, int64_t block_rows, const Mat
   call.y_pixel = channels_last ? a.out_features : 1;
   if (channels_last && run_as_product(args, format, block_rows, a, call)) return y;
   const ConvKernelInfo& kernel = pick_kernel(args, format, block_rows, pixels_together(call));
+  STD_TORCH_CHECK(offsets_fit(a, call), args.op,
+                  ": expected images of which a few rows, with all channels of a group, are less "
+                  "than 2^31 numbers, got ",
+                  call.channels, " channels of ", call.width.in, " columns");
   run_conv(kernel, a, call, args.x.size(0), torch::stable::get_num_threads(), on_torch_threads);
   return y;
 }

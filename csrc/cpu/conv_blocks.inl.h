@@ -57,15 +57,12 @@ struct ConvStrip {
         step(acc, w, x + at[j]);
       }
     }
+    const Bounds<V> bounds(activation);
     SPARSEKERN_UNROLL
     for (int r = 0; r < R; ++r, to += to_stride) {
       if (r >= valid) break;
       SPARSEKERN_UNROLL
-      for (int m = 0; m < MV; ++m) {
-        Reg sum = acc[r][m];
-        if (activation != Activation::kNone) sum = activate<V>(sum, activation);
-        V::store(to + m * kLanes, sum);
-      }
+      for (int m = 0; m < MV; ++m) V::store(to + m * kLanes, bounds.apply(acc[r][m]));
     }
   }
 };
@@ -96,6 +93,9 @@ struct ConvBlocks {
       strip(a, output / a.rows, output % a.rows, left, room.offsets, x,
             bias ? bias + output : nullptr, call.activation, to, stride, to + R * stride,
             into_y ? min64(R, left - R) : 0);
+      if (is_more_than_bounds(call.activation)) {
+        activate_rows<V>(to, stride, min64(R, left), kWidth, call.activation);
+      }
     };
     // Where all lanes are pixels side by side in y, they are stored there at once.
     if constexpr (sizeof(T) == sizeof(float)) {

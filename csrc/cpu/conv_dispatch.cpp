@@ -130,6 +130,17 @@ const ConvKernelInfo* choose_conv_kernel(Format format, int64_t block_rows, int6
 const ConvKernelInfo* find_conv_kernel(const char* name) { return find_named(kTable, name); }
 
 template <class Matrix>
+bool offsets_fit(const Matrix& a, const ConvCallOf<typename Matrix::Value>& call) {
+  if (is_readable(a, call)) return true;
+  // A product that may be beyond 64 bits.
+  const PlaneLayout one(call, 1);
+  const double rows = double(rows_together(call) + call.height.most_shift());
+  const double plane =
+      double(call.height.phases() * call.width.phases()) * rows * double(one.pitch);
+  return double(call.channels) * (plane + 32) <= INT32_MAX;  // 32: planes are rounded up
+}
+
+template <class Matrix>
 void run_conv(const ConvKernelInfo& kernel, const Matrix& a,
               const ConvCallOf<typename Matrix::Value>& call, int64_t images, int64_t threads,
               ParallelFor parallel_for) {
@@ -170,6 +181,7 @@ void run_conv(const ConvKernelInfo& kernel, const Matrix& a,
 }
 
 #define SPARSEKERN_INSTANTIATE(Matrix)                                                           \
+  template bool offsets_fit(const Matrix&, const ConvCallOf<Matrix::Value>&);                    \
   template void run_conv(const ConvKernelInfo&, const Matrix&, const ConvCallOf<Matrix::Value>&, \
                          int64_t, int64_t, ParallelFor);
 SPARSEKERN_INSTANTIATE(BlockMatrixOf<float>)

@@ -48,7 +48,13 @@ bool groups_fit(const Matrix& a, int64_t groups) {
          (a.out_features % groups == 0 && a.out_features / groups % a.band_outputs() == 0);
 }
 
-// y = activation(convolution + bias) for so many images, on at most `threads` threads.
+// Whether planes of a few rows of the image are so short that 32 bits hold where an input lies.
+// Sides of padded images have to fit 32 bits themselves.
+template <class Matrix>
+bool offsets_fit(const Matrix& a, const ConvCallOf<typename Matrix::Value>& call);
+
+// y = activation(convolution + bias) for so many images, on at most `threads` threads. The groups
+// and the offsets have to fit.
 template <class Matrix>
 void run_conv(const ConvKernelInfo& kernel, const Matrix& a,
               const ConvCallOf<typename Matrix::Value>& call, int64_t images, int64_t threads,

@@ -37,10 +37,9 @@ struct ConvOutputsStrip {
         step(acc, w, x + at[j]);
       }
     }
+    const Bounds<V> bounds(activation);
     SPARSEKERN_UNROLL
-    for (int t = 0; t < T; ++t, to += to_stride) {
-      V::store(to, activation == Activation::kNone ? acc[t] : activate<V>(acc[t], activation));
-    }
+    for (int t = 0; t < T; ++t, to += to_stride) V::store(to, bounds.apply(acc[t]));
   }
 };
 
@@ -91,6 +90,9 @@ struct ConvOutputs {
         const auto strip = a.cols == 1 ? &Strip::template run<true> : &Strip::template run<false>;
         strip(a, output / a.rows, output % a.rows, start, room.offsets, x, call.activation, to,
               stride);
+        if (is_more_than_bounds(call.activation)) {
+          activate_rows<V>(to, stride, T, kLanes, call.activation);
+        }
       };
       Number* const to = y + output * call.y_channel;
       if constexpr (sizeof(Number) == sizeof(float)) {

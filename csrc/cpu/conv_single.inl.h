@@ -49,11 +49,15 @@ struct ConvSingleFamily {
     };
     const auto finish = [&](int64_t begin, int64_t end) {
       float* cell = cells;
+      const Bounds<V> bounds(call.activation);
       for (int64_t n = begin; n < end; ++n) {
         const typename V::Reg shift = bias ? V::splat(bias + n) : V::zero();
         for (int64_t i = 0; i < kWidth; i += kLanes, cell += kLanes) {
-          V::store(cell, activate<V>(V::add(V::load(cell), shift), call.activation));
+          V::store(cell, bounds.apply(V::add(V::load(cell), shift)));
         }
+      }
+      if (is_more_than_bounds(call.activation)) {
+        activate_rows<V>(cells, kWidth, end - begin, kWidth, call.activation);
       }
       write_pixels<V, kWidth>(cells, end - begin, runs, y + begin * call.y_channel, call.y_channel,
                               call.y_pixel);

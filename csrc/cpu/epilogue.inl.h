@@ -65,3 +65,25 @@ SPARSEKERN_INLINE typename V::Reg activate(typename V::Reg x, Activation activat
       return x;
   }
 }
+
+// Activations that are bounds of x, or none. Loops over many registers apply these, and leave those
+// that are more to activate_rows: each register would have code of its own for every one of them.
+template <class V>
+struct Bounds {
+  typename V::Reg least, most;
+
+  explicit SPARSEKERN_INLINE Bounds(Activation activation) {
+    const bool is_relu = activation == Activation::kRelu || activation == Activation::kRelu6;
+    least = V::set(is_relu ? 0.0f : -__builtin_inff());
+    most = V::set(activation == Activation::kRelu6 ? 6.0f : __builtin_inff());
+  }
+
+  SPARSEKERN_INLINE typename V::Reg apply(typename V::Reg x) const {
+    return V::min(most, V::max(least, x));
+  }
+};
+
+static inline bool is_more_than_bounds(Activation activation) {
+  return activation == Activation::kGelu || activation == Activation::kSilu ||
+         activation == Activation::kHardswish;
+}

@@ -11,34 +11,14 @@
 #include "cpu/dispatch.h"
 #include "cpu/shares.h"
 #include "emulated/tiles.h"
-#include "emulated_weight.h"
+#include "emulated_expected.h"
 
-// The kernels of gradients: tests/native/emulated_grads.cpp. Adds to the counts.
+// The kernels of gradients and of convolutions: tests/native/emulated_grads.cpp,
+// emulated_convs.cpp. Both add to the counts.
 void run_grads(const char* isa, int& runs, int& failures);
+void run_convs(const char* isa, int& runs, int& failures);
 
 namespace {
-
-double activate(double x, Activation activation) {
-  switch (activation) {
-    case Activation::kRelu:
-      return x < 0 ? 0 : x;
-    case Activation::kGelu:
-      return x * 0.5 * (1 + std::erf(x * std::sqrt(0.5)));
-    case Activation::kSilu:
-      return x / (1 + std::exp(-x));
-    default:
-      return x;
-  }
-}
-
-constexpr float kUntouched = -12352.0f;  // a bfloat16 too
-
-BlockMatrixOf<BFloat16> with_values(const BlockMatrix& a, const BFloat16* values) {
-  return {values, a.columns, a.offsets, a.out_features, a.in_features, a.rows, a.cols, a.density};
-}
-NMMatrixOf<BFloat16> with_values(const NMMatrix& a, const BFloat16* values) {
-  return {values, a.positions, a.out_features, a.in_features, a.n, a.m};
-}
 
 template <class Matrix>
 void run_matrix(const KernelInfo& kernel, const Matrix& a, int64_t, const CallOf<float>& call,
@@ -81,7 +61,6 @@ void run(const KernelInfo& kernel, const Weight& weight, CallOf<T> call, const C
 
 template <class T>
 bool passes(const KernelInfo& kernel, const Case& c) {
-  const double rounding = sizeof(T) == sizeof(float) ? 0 : std::ldexp(1.01, -8);
   const Weight weight(kernel.format, c);
   const int64_t x_stride = c.inputs + c.x_gap, y_stride = c.outputs + c.y_gap;
   const int64_t x_size = c.tokens == 0 ? 0 : (c.tokens - 1) * x_stride + c.inputs;
@@ -137,13 +116,9 @@ bool passes(const KernelInfo& kernel, const Case& c) {
         magnitude += std::fabs(term);
         terms += weight.stored[n * c.inputs + k];
       }
-      // The bound of a float sum in any order; 1.13 is the steepest slope of an activation.
-      const bool curved = c.activation == Activation::kGelu || c.activation == Activation::kSilu;
-      const double bound = 1.13 * magnitude * double(terms) * std::ldexp(1.01, -24) +
-                           (curved ? 1e-6 * std::fmax(1, std::fabs(sum)) : 1e-37);
-      const double wanted = activate(sum, c.activation);
-      if (!(std::fabs(got - wanted) <= bound + rounding * std::fabs(wanted))) {
-        std::printf("y[%d][%d] = %.9g, not %.9g: ", int(t), int(n), got, wanted);
+      if (!is_near<T>(got, sum, magnitude, terms, c.activation)) {
+        std::printf("y[%d][%d] = %.9g, not %.9g: ", int(t), int(n), got,
+                    activate(sum, c.activation));
         return false;
       }
     }
@@ -254,7 +229,10 @@ int main(int count, char** names) {
       }
     }
   }
-  for (int n = 1; n < count; ++n) run_grads(names[n], runs, failures);
+  for (int n = 1; n < count; ++n) {
+    run_grads(names[n], runs, failures);
+    run_convs(names[n], runs, failures);
+  }
   std::printf("%d cases, %d failures\n", runs, failures);
   return failures == 0 && runs > 0 ? 0 : 1;
 }

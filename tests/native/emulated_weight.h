@@ -155,3 +155,11 @@ struct Weight {
     return copy;
   }
 };
+
+// The same matrix, of other values.
+inline BlockMatrixOf<BFloat16> with_values(const BlockMatrix& a, const BFloat16* values) {
+  return {values, a.columns, a.offsets, a.out_features, a.in_features, a.rows, a.cols, a.density};
+}
+inline NMMatrixOf<BFloat16> with_values(const NMMatrix& a, const BFloat16* values) {
+  return {values, a.positions, a.out_features, a.in_features, a.n, a.m};
+}

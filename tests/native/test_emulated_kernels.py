@@ -27,6 +27,9 @@ KERNELS = {
     "csrc/cpu/avx512.cpp": "-O0",
     "csrc/cpu/avx2.cpp": "-O0",
     "csrc/cpu/portable.cpp": "-O1",
+    "csrc/cpu/conv_avx512.cpp": "-O0",
+    "csrc/cpu/conv_avx2.cpp": "-O0",
+    "csrc/cpu/conv_portable.cpp": "-O0",
 }
 DRIVER = {
     "csrc/core/cpu_info.cpp": "-O1",
@@ -36,8 +39,10 @@ DRIVER = {
     "csrc/cpu/shares.cpp": "-O1",
     "csrc/cpu/threads.cpp": "-O1",
     "csrc/cpu/grad_dispatch.cpp": "-O1",
+    "csrc/cpu/conv_dispatch.cpp": "-O1",
     "tests/native/emulated_kernels.cpp": "-O2",
     "tests/native/emulated_grads.cpp": "-O2",
+    "tests/native/emulated_convs.cpp": "-O2",
 }
 SANITIZE = os.environ.get("SPARSEKERN_SANITIZE")
 # What the thread sanitizer looks for does not depend on the lanes, and emulation would take it many minutes.
