@@ -66,7 +66,7 @@ Side side_of(const ConvArguments& args, int64_t dim) {
   const int64_t reach = (side.kernel - 1) * side.dilation + 1, padded = side.in + 2 * side.padding;
   STD_TORCH_CHECK(side.in <= kMost && padded <= kMost, args.op,
                   ": expected sides of 32 bits with the padding, got ", padded, " pixels");
-  STD_TORCH_CHECK(side.in > 0 && padded >= reach, args.op,
+  STD_TORCH_CHECK((side.in > 0 || args.x.size(0) == 0) && padded >= reach, args.op,
                   ": expected an input that the kernel fits into, ", reach,
                   " pixels or more with the padding, got ", padded);
   side.out = (padded - reach) / side.stride + 1;
