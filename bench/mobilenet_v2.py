@@ -95,7 +95,10 @@ def packaged(package: str, inside: str) -> Path:
     Raises:
         ModuleNotFoundError: it is not installed: how to do so.
     """
-    found = importlib.util.find_spec(package)
+    try:
+        found = importlib.util.find_spec(package)
+    except ValueError:  # what is there under that name is no package
+        found = None
     if found is None or not found.submodule_search_locations:
         raise ModuleNotFoundError(f"{package} is not installed: pip install --no-deps {package.replace('_', '-')}")
     return Path(found.submodule_search_locations[0]) / inside

