@@ -18,8 +18,8 @@ from summarize import sections
 
 Record = dict[str, Any]
 HEAD = (
-    "| granularity | density | kernel | threads | batch | shapes | speed-up: median | least | efficiency: median | least "
-    "| share of peak: median | least | over eager: median | contiguous: median | channels-last: median |"
+    "| granularity | density | kernel | threads | batch | shapes | speed-up: median | least | efficiency: median "
+    "| least | share of peak: median | least | over eager: median | contiguous: median | channels-last: median |"
 )
 
 
