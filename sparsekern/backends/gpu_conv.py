@@ -19,26 +19,50 @@ MANY_PIXELS = 4096
 """A convolution has as many as kernels of many tokens are for, wherever nothing else is said."""
 
 
-class PointwiseConvolutions(Backend):
-    """Convolutions of single pixels, by the kernels of products.
+class GpuConvolutions(Backend):
+    """Convolutions of single pixels by the kernels of products, and others where there is a kernel for them.
 
     A channels-last image is a matrix of pixels by channels as it lies in memory, and so is the output. Other images are
-    copied to that order and back; so are the pixels that a stride takes.
+    copied to that order and back; so are the pixels that a stride takes, unless the other kernel takes them.
     """
 
     def conv_refusal(self, request: ConvRequest) -> str | None:
         if refused := self.refusal(product_of(request)):
             return refused
-        outputs, _, height, width = request.shape
-        if (height, width) != (1, 1):
-            return f"no kernel for convolutions of {height}x{width} pixels; those of single ones are products"
-        return f"{request.groups} groups of {outputs // request.groups} outputs" if request.groups > 1 else None
+        return None if is_pointwise(request) else self.window_refusal(*_window_of(request))
 
     def conv_missing(self, request: ConvRequest) -> str | None:
-        return self.missing(product_of(request)) if is_pointwise(request) else None
+        served = is_pointwise(request) or self.window_refusal(*_window_of(request)) is None
+        return self.missing(product_of(request)) if served else None
 
     def conv_kernel_name(self, request: ConvRequest) -> str:
-        return self.kernel_name(product_of(request), MANY_PIXELS)
+        if is_pointwise(request):
+            return self.kernel_name(product_of(request), MANY_PIXELS)
+        return self.window_kernel_name(request)
+
+    def window_refusal(self, granularity: Granularity, shape: tuple[int, int, int, int], groups: int) -> str | None:
+        """Why a weight that :meth:`refusal` takes as a matrix is not convolved with windows of pixels, if it is not."""
+        return f"no kernel for {described(shape, groups)}; those of single pixels are products"
+
+    def window_kernel_name(self, request: ConvRequest) -> str:
+        """Name of the kernel of :meth:`window_conv2d`."""
+        raise NotImplementedError(f"{self.name} has no convolutions but those of single pixels")
+
+    def window_conv2d(
+        self,
+        x: Tensor,
+        granularity: Granularity,
+        shape: tuple[int, int, int, int],
+        tensors: Sequence[Tensor],
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+        activation: str,
+    ) -> Tensor:
+        """:meth:`conv2d` of what :meth:`window_refusal` does not refuse."""
+        raise NotImplementedError(f"{self.name} has no convolutions but those of single pixels")
 
     def conv2d(
         self,
@@ -53,6 +77,9 @@ class PointwiseConvolutions(Backend):
         groups: int,
         activation: str,
     ) -> Tensor:
+        if not is_product(shape, stride, padding, groups) and self.window_refusal(granularity, shape, groups) is None:
+            rest = (stride, padding, dilation, groups, activation)
+            return self.window_conv2d(x, granularity, shape, tensors, bias, *rest)
         fused = activation if activation in ACTIVATIONS else "none"
         seen = F.pad(x, (padding[1], padding[1], padding[0], padding[0])) if any(padding) else x
         pixels = _rows_of(seen[:, :, :: stride[0], :: stride[1]])
@@ -98,6 +125,11 @@ def product_of(request: ConvRequest) -> Request:
     return Request(request.granularity, (outputs, math.prod(inputs)), request.dtype, request.device)
 
 
+def described(shape: tuple[int, int, int, int], groups: int) -> str:
+    """Convolutions of a kind, for refusals."""
+    return f"convolutions of {shape[2]}x{shape[3]} pixels{f' in {groups} groups' if groups > 1 else ''}"
+
+
 def is_pointwise(request: ConvRequest) -> bool:
     """Whether every output is of one pixel, and of all its channels."""
     return request.shape[2:] == (1, 1) and request.groups == 1
@@ -108,6 +140,10 @@ def is_product(
 ) -> bool:
     """Whether every pixel makes one of the output, so that image and output are matrices as they lie in memory."""
     return shape[2:] == (1, 1) and stride == (1, 1) and padding == (0, 0) and groups == 1
+
+
+def _window_of(request: ConvRequest) -> tuple[Granularity, tuple[int, int, int, int], int]:
+    return request.granularity, request.shape, request.groups
 
 
 def _rows_of(images: Tensor) -> Tensor:

@@ -57,8 +57,8 @@ def packed_weight(outputs: int = 48, inputs: int = 40) -> sk.PackedWeight:
     [
         ((64, 64, 1, 1), 1, sk.Block(16, 16), None),
         ((64, 64, 1, 1), 1, sk.NM(2, 4), None),
-        ((64, 32, 1, 1), 2, sk.Block(16, 16), "2 groups of 32 outputs"),
-        ((64, 64, 1, 3), 1, sk.NM(2, 4), "no kernel for convolutions of 1x3 pixels; those of single ones are products"),
+        ((64, 32, 1, 1), 2, sk.NM(2, 4), "no kernel for convolutions of 1x1 pixels in 2 groups"),
+        ((64, 64, 1, 3), 1, sk.NM(2, 4), "no kernel for convolutions of 1x3 pixels"),
         ((64, 64, 1, 1), 1, sk.Unstructured(), "no kernel for unstructured"),
     ],
 )
