@@ -99,6 +99,6 @@ def assert_convolved(
     terms = F.conv2d(wide.abs(), weight.abs(), None if shift is None else shift.abs(), *case.numbers)
     allowed = unit * torch.finfo(y.dtype).eps * wanted.abs() + 2e-6 * terms + 1e-7
     assert y.dtype == x.dtype and y.shape == wanted.shape and layout_of(y) == layout_of(x)
-    assert not y.isnan().any()
+    assert not y.isnan().any(), "NaN for numbers"
     excess = ((y.double() - wanted).abs() / allowed).max() if y.numel() else 0
-    assert excess <= 1, f"{excess} times what rounding allows"
+    assert excess <= 1, f"{excess} times what rounding allows for"

@@ -1,4 +1,4 @@
-"""Convolutions of single pixels as products of the back ends of GPUs, with PyTorch in the place of the kernels."""
+"""What the back ends of GPUs convolve: single pixels as products, with PyTorch in the place of the kernels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import sparsekern as sk
 from sparsekern.backends import CudaBackend, ReferenceBackend, TritonBackend
 from sparsekern.ops import APPLY
 from sparsekern.ops_conv import CONV_ACTIVATIONS, layout_of
-from sparsekern.plan import ConvRequest, select_conv
+from sparsekern.plan import ConvRequest, backends, conv_kernel_name, select_conv
 from sparsekern.plan.registry import backend_named
 
 BF16 = torch.bfloat16
@@ -73,6 +73,46 @@ def test_what_is_served(
 ) -> None:
     told = kind().conv_refusal(ConvRequest(granularity, shape, groups, BF16, "cuda"))
     assert told is None if reason is None else told is not None and reason in told
+
+
+@pytest.mark.needs_native
+@pytest.mark.parametrize(
+    ("granularity", "shape", "groups", "served", "reason"),
+    [
+        (sk.Block(64, 64), (100, 64, 3, 3), 1, "block_conv_h64", None),
+        (sk.Block(16, 64), (100, 48, 3, 3), 1, "block_conv_h16", None),
+        (sk.Block(16, 16), (64, 48, 1, 1), 1, "block_h16", None),
+        (sk.Block(16, 16), (64, 48, 3, 1), 2, "triton_block_conv", "convolutions of 3x1 pixels in 2 groups"),
+        (sk.Block(16, 16), (64, 24, 3, 3), 1, "reference_conv_block", "24 channels are no multiple of 16"),
+        (sk.NM(2, 4), (64, 64, 3, 3), 1, "reference_conv_nm", "no kernel for convolutions of 3x3 pixels with 2:4"),
+    ],
+)  # fmt: skip
+def test_windows_of_pixels(
+    gpu: None,
+    granularity: sk.Granularity,
+    shape: tuple[int, int, int, int],
+    groups: int,
+    served: str,
+    reason: str | None,
+) -> None:
+    request = ConvRequest(granularity, shape, groups, BF16, "cuda")
+    told = backend_named("cuda").conv_refusal(request)
+    assert told is None if reason is None else told is not None and reason in told
+    assert conv_kernel_name(request) == served
+    assert served in {record.name for backend in backends() for record in backend.kernels()}
+
+
+def test_a_stride_goes_to_the_kernel_that_needs_no_copy(
+    products: list[tuple[Tensor, Tensor, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[object] = []
+    monkeypatch.setattr(CudaBackend, "window_conv2d", lambda self, *rest: taken.append(rest))
+    for inputs, windows in ((48, 1), (40, 0)):
+        packed = packed_weight(inputs=inputs)
+        numbers = ((2, 2), (0, 0), (1, 1), 1, "none")
+        x = torch.randn(1, inputs, 5, 5)
+        CudaBackend().conv2d(x, packed.granularity, packed.dense_shape, packed.tensors, None, *numbers)
+        assert len(taken) == 1 and len(products) == 1 - windows
 
 
 def test_the_choice_is_that_of_products(gpu: None) -> None:
