@@ -4,7 +4,8 @@ Needs a PyTorch with CUDA; nvcc, or an installed sparsekern with the CUDA librar
 the library and runs the GPU tests; what fails there is told again at the end. Then it times each case, the goals of
 docs/gpu.md first: ``sk.linear``, and our CUDA and Triton kernels by name, whatever the model of plan/gpu.py thinks of
 them, against cuBLAS (``F.linear``), PyTorch's block-sparse Triton kernel (``torch.sparse``, not tuned for the card) and
-its 2:4 (``to_sparse_semi_structured``, by cuSPARSELt or CUTLASS). Each call is behind a flush of L2: a round is so many
+its 2:4 (``to_sparse_semi_structured``, by cuSPARSELt or CUTLASS). A few convolutions follow, channels-last, against
+cuDNN (``F.conv2d``, its algorithm chosen by ``cudnn.benchmark``). Each call is behind a flush of L2: a round is so many
 flushes and calls less so many flushes, ours and cuBLAS as CUDA graphs. A way that is not there or fails is recorded
 with its reason. Weights and activations are random, for zeros draw less power and flatter. Each result is checked
 against float32 before it is timed. --quick takes less than 8 minutes, tests included.
@@ -35,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a bare GPU machine has this checkout and nothing installed
 
 import sparsekern as sk  # noqa: E402
-from sparsekern.plan import Backend, Request  # noqa: E402
+from sparsekern.plan import Backend, ConvRequest, Request  # noqa: E402
 from sparsekern.plan.registry import backend_named  # noqa: E402
 
 FLUSHED_BYTES = 256 * 2**20
@@ -54,6 +55,9 @@ SHAPES = [(4096, 4096), (8192, 8192), (4096, 14336), (8192, 1024)]
 QUICK_SHAPES = SHAPES[:2]
 TOKENS = [1, 16, 128, 1024, 8192]
 QUICK_TOKENS = [1, 16, 8192]
+# Channels, and pixels of a side.
+IMAGES = [(64, 56), (128, 28), (256, 14), (512, 7)]
+QUICK_IMAGES = IMAGES[1:3]
 BLOCKS = [sk.Block(128, 128), sk.Block(64, 64), sk.Block(32, 32), sk.Block(16, 16)]
 DENSITIES = [0.5, 0.25, 0.1]
 
@@ -88,6 +92,37 @@ def cases(quick: bool) -> Iterator[Case]:
         yield Case(inputs, outputs, count, sk.NM(2, 4), 0.5, torch.bfloat16)
         for block, density in itertools.product(BLOCKS, DENSITIES):
             yield Case(inputs, outputs, count, block, density, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class ConvCase:
+    """A convolution of 3x3 pixels whose output is as large as its input, channels-last."""
+
+    channels: int
+    outputs: int
+    size: int
+    batch: int
+    granularity: sk.Block
+    density: float
+    dtype: torch.dtype
+
+    @property
+    def pixels(self) -> int:
+        return self.batch * self.size**2
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "in": self.channels, "out": self.outputs, "tokens": self.pixels, "window": "3x3", "size": self.size,
+            "granularity": self.granularity.label, "density": self.density,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }  # fmt: skip
+
+
+def conv_cases(quick: bool) -> Iterator[ConvCase]:
+    """Those of a ResNet-50, whose last ones have most weights and fewest pixels."""
+    for (channels, size), block in itertools.product(QUICK_IMAGES if quick else IMAGES, BLOCKS[1:3]):
+        for density in DENSITIES:
+            yield ConvCase(channels, channels, size, 32, block, density, torch.bfloat16)
 
 
 def seconds(call: Callable[[], object], rounds: int, flush: Tensor, as_graph: bool) -> dict[str, Any]:
@@ -204,16 +239,7 @@ def measure(case: Case, rounds: int, flush: Tensor) -> dict[str, Any]:
     x = torch.randn(case.tokens, case.inputs, device="cuda").to(case.dtype)
     packed = sk.pack(weight, case.granularity, mask)
     wanted = x.float() @ weight.float().T
-    times: dict[str, Any] = {}
-    for name, way in ways(case, packed, x, weight).items():
-        try:
-            call = way.make()
-            error = float((call().float() - wanted).abs().max() / wanted.abs().max())
-            timed = seconds(call, rounds, flush, way.as_graph) if error < 0.02 else {"wrong": error}
-            times[name] = {"error": error, **timed}
-        except Exception as failed:  # a failure of any kind is a result
-            torch.cuda.synchronize()
-            times[name] = {"failed": f"{type(failed).__name__}: {str(failed).splitlines()[0][:160]}"}
+    times = timed(ways(case, packed, x, weight), wanted, rounds, flush)
     ours, dense = times["kernel"].get("median"), times["cublas"].get("median")
     kept = packed.values.numel()
     return {
@@ -224,6 +250,65 @@ def measure(case: Case, rounds: int, flush: Tensor) -> dict[str, Any]:
         "kept_tflops": 2e-12 * kept * case.tokens / ours if ours else None,
         "weight_gbs": 1e-9 * packed.nbytes / ours if ours else None,
         "model_takes": cuda().serving(request(case), kept, case.tokens).name,
+        "env": environment(),
+    }
+
+
+def timed(ways: dict[str, Way], wanted: Tensor, rounds: int, flush: Tensor) -> dict[str, Any]:
+    """What each way takes, once it has made what is wanted."""
+    times: dict[str, Any] = {}
+    for name, way in ways.items():
+        try:
+            call = way.make()
+            error = float((call().float() - wanted).abs().max() / wanted.abs().max())
+            taken = seconds(call, rounds, flush, way.as_graph) if error < 0.02 else {"wrong": error}
+            times[name] = {"error": error, **taken}
+        except Exception as failed:  # a failure of any kind is a result
+            torch.cuda.synchronize()
+            times[name] = {"failed": f"{type(failed).__name__}: {str(failed).splitlines()[0][:160]}"}
+    return times
+
+
+def conv_ways(case: ConvCase, packed: sk.PackedWeight, x: Tensor, weight: Tensor) -> dict[str, Way]:
+    """What makes each way to convolve with the pruned weight, by name; making may fail."""
+    shape, numbers = packed.dense_shape, ((1, 1), (1, 1), (1, 1), 1, "none")
+
+    def by(name: str) -> Call:
+        if refused := backend_named(name).conv_refusal(conv_request(case)):
+            raise RuntimeError(refused)
+        return lambda: backend_named(name).conv2d(x, case.granularity, shape, packed.tensors, None, *numbers)
+
+    return {
+        "cudnn": Way(lambda: lambda: F.conv2d(x, weight, padding=1), as_graph=True),
+        "sparsekern": Way(lambda: lambda: sk.conv2d(x, packed, padding=1), as_graph=True),
+        "kernel": Way(lambda: by("cuda"), as_graph=True),
+        "triton": Way(lambda: by("triton"), as_graph=False),
+    }
+
+
+def conv_request(case: ConvCase) -> ConvRequest:
+    return ConvRequest(case.granularity, (case.outputs, case.channels, 3, 3), 1, case.dtype, "cuda")
+
+
+def measure_conv(case: ConvCase, rounds: int, flush: Tensor) -> dict[str, Any]:
+    """The record of a convolution."""
+    torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True
+    weight = torch.randn(case.outputs, case.channels, 3, 3, device="cuda") * (9 * case.channels) ** -0.5
+    mask = sk.make_mask(torch.rand_like(weight), case.granularity, 1 - case.density)
+    weight = (weight * mask).to(case.dtype).to(memory_format=torch.channels_last)
+    x = torch.randn(case.batch, case.channels, case.size, case.size, device="cuda").to(case.dtype)
+    x = x.to(memory_format=torch.channels_last)
+    packed = sk.pack(weight, case.granularity, mask)
+    wanted = F.conv2d(x.double(), weight.double(), padding=1).float()
+    times = timed(conv_ways(case, packed, x, weight), wanted, rounds, flush)
+    ours, dense = times["kernel"].get("median"), times["cudnn"].get("median")
+    return {
+        "suite": "gpu",
+        "case": case.record() | {"kernel": cuda().conv_kernel_name(conv_request(case))},
+        "times": times,
+        "speedup": dense / ours if ours and dense else None,
+        "kept_tflops": 2e-12 * packed.values.numel() * case.pixels / ours if ours else None,
         "env": environment(),
     }
 
@@ -251,20 +336,25 @@ def line(record: dict[str, Any]) -> str:
         for name, way in times.items()
     )
     speedup = f"{record['speedup']:.2f}x" if record["speedup"] else "-"
-    head = f"{case['tokens']:5} x {case['in']}->{case['out']} {case['granularity']:>8} d={case['density']:<4}"
+    head = f"{case['tokens']:5} x {shape_of(case)} {case['granularity']:>8} d={case['density']:<4}"
     return f"{head} {speedup:>7}  {told}"
 
 
+def shape_of(case: dict[str, Any]) -> str:
+    """Inputs and outputs, and of a convolution the pixels of its kernel."""
+    return f"{case['in']}->{case['out']}" + (f" ({case['window']})" if "window" in case else "")
+
+
 def table(records: list[dict[str, Any]]) -> str:
-    """Speed-up over cuBLAS by case, in Markdown."""
-    rows = ["| shape | tokens | granularity | density | kernel | us | over cuBLAS | over torch.sparse |"]
+    """Speed-up over cuBLAS, or cuDNN, by case, in Markdown."""
+    rows = ["| shape | tokens | granularity | density | kernel | us | over dense | over torch.sparse |"]
     rows.append("|" + " --- |" * 8)
     for record in records:
         case, times = record["case"], record["times"]
         ours = times["kernel"].get("median")
         sparse = next((way.get("median") for name, way in times.items() if name.startswith("torch")), None)
         cells = (
-            f"{case['in']}->{case['out']}", case["tokens"], case["granularity"], case["density"], case["kernel"],
+            shape_of(case), case["tokens"], case["granularity"], case["density"], case["kernel"],
             f"{ours * 1e6:.1f}" if ours else "failed", f"{record['speedup']:.2f}" if record["speedup"] else "-",
             f"{sparse / ours:.2f}" if sparse and ours else "-",
         )  # fmt: skip
@@ -304,8 +394,9 @@ def main() -> None:
     records = []
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("a") as file:
-        for case in cases(options.quick):
-            records.append(measure(case, options.rounds, flush))
+        for case in itertools.chain(cases(options.quick), conv_cases(options.quick)):
+            measured = measure_conv if isinstance(case, ConvCase) else measure
+            records.append(measured(case, options.rounds, flush))
             print(line(records[-1]), flush=True)
             file.write(json.dumps(records[-1]) + "\n")
             file.flush()

@@ -265,7 +265,11 @@ def _(x: Tensor, values: Tensor, positions: Tensor, bias: Tensor | None, n: int,
 
 def _fake(x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, rest: Sequence[Any], what: str) -> Tensor:
     check_devices(x, weight, bias, what)
-    geometry = Geometry(*rest[:5])
+    return new_output(x, Geometry(*rest[:5]))
+
+
+def new_output(x: Tensor, geometry: Geometry) -> Tensor:
+    """Memory for the output of a convolution of ``x``, in its memory format."""
     return _new(x, (x.shape[0], geometry.shape[0], *geometry.output_size(x.shape[2:])))
 
 
@@ -363,21 +367,21 @@ for _of in ("input", "values"):
 def _(
     x_shape: Sequence[int], weight_shapes: Sequence[Sequence[int]], *rest: Any, out_shape: Sequence[int], **_: Any
 ) -> int:
-    return _count_flops(out_shape, weight_shapes[0])
+    return count_conv_flops(out_shape, weight_shapes[0])
 
 
 @register_flop_formula([torch.ops.sparsekern.block_conv2d, torch.ops.sparsekern.nm_conv2d])
 def _(x_shape: Sequence[int], values_shape: Sequence[int], *rest: Any, out_shape: Sequence[int], **_: Any) -> int:
-    return _count_flops(out_shape, values_shape)
+    return count_conv_flops(out_shape, values_shape)
 
 
 @register_flop_formula([torch.ops.sparsekern.conv2d_grad_input, torch.ops.sparsekern.conv2d_grad_values])
 def _(
     grad_shape: Sequence[int], x_shape: Sequence[int], weight_shapes: Sequence[Sequence[int]], *rest: Any, **_: Any
 ) -> int:
-    return _count_flops(grad_shape, weight_shapes[0])
+    return count_conv_flops(grad_shape, weight_shapes[0])
 
 
-def _count_flops(output_shape: Sequence[int], values_shape: Sequence[int]) -> int:
+def count_conv_flops(output_shape: Sequence[int], values_shape: Sequence[int]) -> int:
     """Two operations for each stored weight and pixel of the output ``[batch, out, height, width]``."""
     return 2 * output_shape[0] * math.prod(output_shape[2:]) * math.prod(values_shape)

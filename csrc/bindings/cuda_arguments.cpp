@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 #include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/core/MemoryFormat.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
@@ -170,6 +171,37 @@ PaddedRows padded_rows(const Tensor& x, const Tensor& values, int64_t columns, c
   // A contiguous tensor may still begin at an odd place.
   flat = aligned(flat, kRowBytes) ? torch::stable::contiguous(flat) : torch::stable::clone(flat);
   return {torch::stable::contiguous(flat), padded, padded, count};
+}
+
+PixelRows pixel_rows(const Tensor& x, const Tensor& values, int64_t channels, const char* op) {
+  STD_TORCH_CHECK(x.is_cuda() && x.get_device() == values.get_device() &&
+                      x.scalar_type() == values.scalar_type() && x.dim() == 4 &&
+                      x.size(1) == channels,
+                  op, ": expected an input [batch, ", channels,
+                  ", height, width] of the weight's dtype and device", found(x));
+  constexpr int64_t kNumbers = kRowBytes / 2;
+  // Where there is one image, row or pixel, nobody asks where the next would be.
+  const auto stride = [](const Tensor& images, int64_t dim) {
+    return images.size(dim) == 1 ? kNumbers : images.stride(dim);
+  };
+  const auto rows_of = [&](const Tensor& images) -> PixelRows {
+    return {images, stride(images, 0), stride(images, 2), stride(images, 3)};
+  };
+  const auto fits = [&](const PixelRows& rows) {
+    return rows.memory.stride(1) == 1 && rows.image % kNumbers == 0 && rows.row % kNumbers == 0 &&
+           rows.pixel % kNumbers == 0 && aligned(rows.memory, kRowBytes);
+  };
+  PixelRows rows = rows_of(x);
+  if (!fits(rows)) {
+    Tensor copy = torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast);
+    // What was in that order already may begin at an odd place.
+    rows = rows_of(aligned(copy, kRowBytes) ? copy : torch::stable::clone(copy));
+  }
+  const int64_t last = (x.size(2) - 1) * rows.row + (x.size(3) - 1) * rows.pixel + channels;
+  STD_TORCH_CHECK(
+      fits(rows) && rows.row <= INT32_MAX && rows.pixel <= INT32_MAX && last <= INT32_MAX, op,
+      ": expected images of fewer than 2^31 numbers", found(x));
+  return rows;
 }
 
 }  // namespace sparsekern::cuda

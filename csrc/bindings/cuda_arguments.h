@@ -57,4 +57,16 @@ struct PaddedRows {
 PaddedRows padded_rows(const torch::stable::Tensor& x, const torch::stable::Tensor& values,
                        int64_t columns, const char* name, const char* op);
 
+// Images as kernels read them: channels side by side, each pixel at a multiple of 16 bytes, and
+// fewer than 2^31 numbers from an image's first one to its last.
+struct PixelRows {
+  torch::stable::Tensor memory;
+  int64_t image, row, pixel;  // numbers from one to the next
+};
+
+// Checks for [batch, channels, height, width] of the dtype and the device of the values; copies
+// images that do not lie so.
+PixelRows pixel_rows(const torch::stable::Tensor& x, const torch::stable::Tensor& values,
+                     int64_t channels, const char* op);
+
 }  // namespace sparsekern::cuda

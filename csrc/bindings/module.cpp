@@ -132,7 +132,7 @@ py::list cuda_kernels() {
   constexpr int64_t kAnyTokens = 0;
   constexpr const char *kBlock = "block", *kNM = "nm", *kLinear = "linear",
                        *kGradInput = "grad_input", *kGradValues = "grad_values",
-                       *kColumns = "columns";
+                       *kColumns = "columns", *kConv = "conv";
   py::list records;
   const auto add = [&](const char* name, const char* format, const char* purpose, int height,
                        int64_t min_tokens, int64_t max_tokens) {

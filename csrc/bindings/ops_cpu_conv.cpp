@@ -13,6 +13,7 @@
 
 #include "bindings/arguments.h"
 #include "bindings/common.h"
+#include "bindings/conv_arguments.h"
 #include "cpu/conv_dispatch.h"
 #include "cpu/dispatch.h"
 
@@ -21,57 +22,6 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-using Numbers4 = std::vector<int64_t>;
-
-// The arguments of both ops behind the weight, as the schema has them.
-struct ConvArguments {
-  const Tensor& x;
-  std::optional<Tensor> bias;
-  const Numbers4 &shape, &stride, &padding, &dilation;  // shape: [outputs, channels, rows, columns]
-  int64_t groups;
-  const std::string &activation, &kernel;
-  const char* op;
-};
-
-Activation parse_conv_activation(const std::string& name, const char* op) {
-  if (name == "relu6") return Activation::kRelu6;
-  if (name == "hardswish") return Activation::kHardswish;
-  return parse_activation(name, op, ", relu6, hardswish");
-}
-
-// The memory format of the output: by the order of the strides, as layout_of of
-// sparsekern/ops_conv.py.
-bool is_channels_last(const Tensor& x) {
-  int64_t least = 1;
-  for (const int64_t dim : {1, 3, 2, 0}) {
-    const int64_t size = x.size(dim), stride = x.stride(dim);
-    if (size == 0 || stride < least || (dim == 0 && least == x.stride(1))) return false;
-    least = stride * size;
-  }
-  return true;
-}
-
-Side side_of(const ConvArguments& args, int64_t dim) {
-  constexpr int64_t kMost = INT32_MAX;
-  const int64_t at = dim - 2;
-  Side side{args.x.size(dim), 0, args.shape[dim], args.stride[at], args.padding[at],
-            args.dilation[at]};
-  const auto fits = [](int64_t number, int64_t least) {
-    return number >= least && number <= kMost;
-  };
-  STD_TORCH_CHECK(fits(side.kernel, 1) && fits(side.stride, 1) && fits(side.padding, 0) &&
-                      fits(side.dilation, 1),
-                  args.op, ": expected a kernel, stride and dilation > 0 and a padding >= 0, got ",
-                  side.kernel, ", ", side.stride, ", ", side.dilation, " and ", side.padding);
-  const int64_t reach = (side.kernel - 1) * side.dilation + 1, padded = side.in + 2 * side.padding;
-  STD_TORCH_CHECK(side.in <= kMost && padded <= kMost, args.op,
-                  ": expected sides of 32 bits with the padding, got ", padded, " pixels");
-  STD_TORCH_CHECK((side.in > 0 || args.x.size(0) == 0) && padded >= reach, args.op,
-                  ": expected an input that the kernel fits into, ", reach,
-                  " pixels or more with the padding, got ", padded);
-  side.out = (padded - reach) / side.stride + 1;
-  return side;
-}
 
 void check(const ConvArguments& args, ScalarType dtype) {
   const Tensor& x = args.x;
@@ -107,9 +57,9 @@ const ConvKernelInfo& pick_kernel(const ConvArguments& args, Format format, int6
 }
 
 template <class T>
-ConvCallOf<T> call_of(const ConvArguments& args, const Tensor& y) {
+ConvCallOf<T> call_of(const ConvArguments& args, const std::optional<Tensor>& bias,
+                      const Tensor& y) {
   const Tensor& x = args.x;
-  const auto* bias = args.bias.has_value() ? static_cast<const T*>(args.bias->data_ptr()) : nullptr;
   ConvCallOf<T> call{};
   call.x = static_cast<const T*>(x.data_ptr());
   call.x_image = x.stride(0);
@@ -117,7 +67,7 @@ ConvCallOf<T> call_of(const ConvArguments& args, const Tensor& y) {
   call.x_row = x.stride(2);
   call.x_column = x.stride(3);
   call.y = static_cast<T*>(y.data_ptr());
-  call.bias = bias;
+  call.bias = bias.has_value() ? static_cast<const T*>(bias->data_ptr()) : nullptr;
   call.activation = parse_conv_activation(args.activation, args.op);
   call.channels = args.shape[1];
   call.groups = args.groups;
@@ -147,16 +97,15 @@ bool run_as_product(const ConvArguments& args, Format format, int64_t block_rows
 }
 
 template <class Matrix>
-Tensor convolve(ConvArguments args, Format format, int64_t block_rows, const Matrix& a,
+Tensor convolve(const ConvArguments& args, Format format, int64_t block_rows, const Matrix& a,
                 ScalarType dtype) {
   using T = typename Matrix::Value;
   check(args, dtype);
   STD_TORCH_CHECK(groups_fit(a, args.groups), args.op, ": expected groups of whole bands of ",
                   a.band_outputs(), " outputs, got ", args.groups, " groups of ", a.out_features,
                   " outputs");
-  if (args.bias.has_value() && !args.bias->is_contiguous()) {
-    args.bias = torch::stable::contiguous(*args.bias);
-  }
+  std::optional<Tensor> bias = args.bias;
+  if (bias.has_value() && !bias->is_contiguous()) bias = torch::stable::contiguous(*bias);
   const bool channels_last = is_channels_last(args.x);
   const Side h = side_of(args, 2), w = side_of(args, 3);
   const int64_t sizes[] = {args.x.size(0), args.shape[0], h.out, w.out};
@@ -164,7 +113,7 @@ Tensor convolve(ConvArguments args, Format format, int64_t block_rows, const Mat
       torch::stable::empty(sizes, dtype, std::nullopt, std::nullopt, std::nullopt,
                            channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
                                          : torch::headeronly::MemoryFormat::Contiguous);
-  ConvCallOf<T> call = call_of<T>(args, y);
+  ConvCallOf<T> call = call_of<T>(args, bias, y);
   call.y_channel = channels_last ? 1 : h.out * w.out;
   call.y_pixel = channels_last ? a.out_features : 1;
   if (channels_last && run_as_product(args, format, block_rows, a, call)) return y;
@@ -177,25 +126,14 @@ Tensor convolve(ConvArguments args, Format format, int64_t block_rows, const Mat
   return y;
 }
 
-int64_t inputs_of(const Numbers4& shape, const char* op) {
-  STD_TORCH_CHECK(shape.size() == 4, op, ": expected four sizes of the weight, got ", shape.size());
-  int64_t inputs = 1;
-  for (int i = 1; i < 4; ++i) {
-    STD_TORCH_CHECK(shape[i] > 0 && inputs <= INT32_MAX / shape[i], op,
-                    ": expected sizes of the weight > 0 that fit 32 bits");
-    inputs *= shape[i];
-  }
-  return inputs;
-}
-
 Tensor block_conv2d(const Tensor& x, const Tensor& values, const Tensor& columns,
                     const Tensor& offsets, std::optional<Tensor> bias, Numbers4 shape,
                     Numbers4 stride, Numbers4 padding, Numbers4 dilation, int64_t groups,
                     std::string activation, std::string kernel) {
   constexpr const char* kOp = "sparsekern::block_conv2d";
   const int64_t inputs = inputs_of(shape, kOp);
-  const ConvArguments args{x,        std::move(bias), shape,      stride, padding,
-                           dilation, groups,          activation, kernel, kOp};
+  const ConvArguments args{x,        bias,   shape,      stride, padding,
+                           dilation, groups, activation, kernel, kOp};
   const auto run = [&](const auto& a) {
     return convolve(args, Format::kBlock, a.rows, a, values.scalar_type());
   };
@@ -211,8 +149,8 @@ Tensor nm_conv2d(const Tensor& x, const Tensor& values, const Tensor& positions,
                  std::string kernel) {
   constexpr const char* kOp = "sparsekern::nm_conv2d";
   const int64_t inputs = inputs_of(shape, kOp);
-  const ConvArguments args{x,        std::move(bias), shape,      stride, padding,
-                           dilation, groups,          activation, kernel, kOp};
+  const ConvArguments args{x,        bias,   shape,      stride, padding,
+                           dilation, groups, activation, kernel, kOp};
   const auto run = [&](const auto& a) {
     return convolve(args, Format::kNM, 1, a, values.scalar_type());
   };

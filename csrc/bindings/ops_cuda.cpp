@@ -1,11 +1,12 @@
-// The CUDA implementations of sparsekern::block_linear, nm_linear and the gradients of blocks,
-// through torch's stable ABI. The library is built without a torch that knows CUDA and is loaded
-// beside one that does.
+// The CUDA implementations of sparsekern::block_linear, nm_linear, the gradients of blocks and
+// block_conv2d, through torch's stable ABI. The library is built without a torch that knows CUDA
+// and is loaded beside one that does.
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
@@ -16,9 +17,11 @@
 #include <vector>
 
 #include "bindings/common.h"
+#include "bindings/conv_arguments.h"
 #include "bindings/cuda_arguments.h"
 #include "cuda/block_product.h"
 #include "cuda/columns_product.h"
+#include "cuda/conv_product.h"
 #include "cuda/decode.h"
 #include "cuda/grad_product.h"
 #include "cuda/kernel.h"
@@ -189,6 +192,70 @@ Tensor block_grad_values(const Tensor& grad, const Tensor& x, const Tensor& valu
   return result;
 }
 
+ImageSide image_side(const ConvArguments& args, int64_t dim) {
+  const Side side = side_of(args, dim);
+  STD_TORCH_CHECK(side.in + 2 * side.padding < int64_t{1} << 30, args.op,
+                  ": expected fewer than 2^30 pixels with the padding, got ",
+                  side.in + 2 * side.padding);
+  return {int(side.in), int(side.out), int(side.stride), int(side.padding), int(side.dilation)};
+}
+
+Tensor new_images(const Tensor& x, const std::vector<int64_t>& sizes, bool channels_last) {
+  using torch::headeronly::MemoryFormat;
+  return torch::stable::empty(
+      sizes, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
+      channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+Tensor block_conv2d(const Tensor& x, const Tensor& values, const Tensor& columns,
+                    const Tensor& offsets, std::optional<Tensor> bias, Numbers4 shape,
+                    Numbers4 stride, Numbers4 padding, Numbers4 dilation, int64_t groups,
+                    std::string activation, std::string kernel_name) {
+  constexpr const char* kOp = "sparsekern::block_conv2d";
+  const int64_t inputs = inputs_of(shape, kOp);
+  const ConvArguments args{x,        bias,   shape,      stride,      padding,
+                           dilation, groups, activation, kernel_name, kOp};
+  STD_TORCH_CHECK(groups == 1 && shape[1] % 16 == 0 && stride.size() == 2 && padding.size() == 2 &&
+                      dilation.size() == 2,
+                  kOp, ": expected one group of a multiple of 16 channels, and two numbers for ",
+                  "stride, padding and dilation, got ", groups, " groups of ", shape[1],
+                  " channels");
+  const Number number = number_of(values, kOp);
+  const Blocks weight = view_blocks(values, columns, offsets, shape[0], inputs, kOp);
+  const DeviceGuard guard(values.get_device());
+  const PixelRows pixels = pixel_rows(x, values, shape[1], kOp);
+  const std::optional<Tensor> added = checked_bias(bias, values, shape[0], kOp);
+  const ImageSide height = image_side(args, 2), width = image_side(args, 3);
+  const std::vector<int64_t> sizes{x.size(0), shape[0], height.out, width.out};
+  Tensor y = new_images(x, sizes, /*channels_last=*/true);
+  const int64_t count = x.size(0) * height.out * width.out;
+  if (count > 0) {
+    const KernelInfo& kernel =
+        pick(kernel_name, Format::kBlock, Purpose::kConv, weight.rows, count, kOp);
+    const Call call{{bits_of(pixels.memory)},
+                    pixels.pixel,
+                    {bits_of(y)},
+                    {added ? bits_of(*added) : nullptr},
+                    count,
+                    inputs,
+                    shape[0],
+                    parse_conv_activation(activation, kOp),
+                    {}};
+    const Images images{pixels.image,
+                        int(pixels.row),
+                        int(pixels.pixel),
+                        height,
+                        width,
+                        Divisor(uint32_t(shape[1])),
+                        Divisor(uint32_t(shape[3]))};
+    const ConvProduct product{block_product<false>(call, weight, {}, kernel.height), images};
+    run(kernel, &product, number, values, kOp);
+  }
+  if (is_channels_last(x)) return y;
+  Tensor contiguous = new_images(x, sizes, /*channels_last=*/false);
+  return torch::stable::copy_(contiguous, y);
+}
+
 }  // namespace
 }  // namespace sparsekern::cuda
 
@@ -206,6 +273,7 @@ __attribute__((visibility("default"))) const char* sparsekern_cuda_refusal() {
 STABLE_TORCH_LIBRARY_IMPL(sparsekern, CUDA, m) {
   m.impl("block_linear", TORCH_BOX(&sparsekern::cuda::block_linear));
   m.impl("nm_linear", TORCH_BOX(&sparsekern::cuda::nm_linear));
+  m.impl("block_conv2d", TORCH_BOX(&sparsekern::cuda::block_conv2d));
   m.impl("block_linear_grad_input", TORCH_BOX(&sparsekern::cuda::block_grad_input));
   m.impl("block_linear_grad_values", TORCH_BOX(&sparsekern::cuda::block_grad_values));
 }

@@ -13,6 +13,8 @@ namespace sparsekern::cuda {
 // there.
 template <bool kTransposed>
 struct BlockProduct {
+  static constexpr bool kIsTransposed = kTransposed;
+
   Call call;
   Blocks weight;
   BlockColumns transpose;  // if kTransposed

@@ -11,8 +11,9 @@ namespace sparsekern::cuda {
 // The 16-bit numbers; every kernel has both.
 enum class Number : int32_t { kBFloat16, kFloat16 };
 
-// The product, its gradients, and the index of the transpose that the gradient of inputs needs.
-enum class Purpose : int32_t { kLinear, kGradInput, kGradValues, kColumns };
+// The product, its gradients, the index of the transpose that the gradient of inputs needs, and the
+// convolution.
+enum class Purpose : int32_t { kLinear, kGradInput, kGradValues, kColumns, kConv };
 
 constexpr int64_t kAnyTokens = INT64_MAX;
 

@@ -14,8 +14,10 @@ from ..layouts import NM, Block, Granularity
 from ..layouts.compressed import MAX_COLUMNS_16_BIT
 from ..listings import Code, nvidia
 from ..ops import format_grad_input, format_grad_values
+from ..plan.convolutions import ConvRequest
 from ..plan.registry import KernelRecord, Request
 from .gpu import GpuBackend
+from .gpu_conv import MANY_PIXELS, described
 
 DTYPES = (torch.bfloat16, torch.float16)
 OLDEST = (8, 0)
@@ -50,13 +52,15 @@ class CudaBackend(GpuBackend):
         return "install a CUDA toolkit, 12.5 or newer, and then sparsekern again (python -m sparsekern doctor)"
 
     def kernel_name(self, request: Request, tokens: int) -> str:
-        granularity = request.granularity
+        return self._first_line(f"{request.granularity.kind}_linear", request.granularity, tokens)
+
+    def _first_line(self, op: str, granularity: Granularity, tokens: int) -> str:
         rows = granularity.rows if isinstance(granularity, Block) else 1
         # The op launches nothing for an input without tokens.
         fits = (
             record.name
             for record in self.kernels()
-            if record.op == f"{granularity.kind}_linear" and record.takes_rows(rows) and _covers(record, max(1, tokens))
+            if record.op == op and record.takes_rows(rows) and _covers(record, max(1, tokens))
         )
         return next(fits)
 
@@ -74,6 +78,34 @@ class CudaBackend(GpuBackend):
                 x, *tensors, bias, granularity.n, granularity.m, *shape, activation, ""
             )
         return torch.ops.sparsekern.block_linear.default(x, *tensors, bias, *shape, activation, "")
+
+    def window_refusal(self, granularity: Granularity, shape: tuple[int, int, int, int], groups: int) -> str | None:
+        if not isinstance(granularity, Block):
+            return f"no kernel for {described(shape, groups)} with {granularity.label}; blocks have them"
+        if groups > 1:
+            return f"no kernel for {described(shape, groups)}, but for one"
+        if shape[1] % SIDE:
+            return f"{shape[1]} channels are no multiple of {SIDE}"
+        return None
+
+    def window_kernel_name(self, request: ConvRequest) -> str:
+        return self._first_line("block_conv2d", request.granularity, MANY_PIXELS)
+
+    def window_conv2d(
+        self,
+        x: Tensor,
+        granularity: Granularity,
+        shape: tuple[int, int, int, int],
+        tensors: Sequence[Tensor],
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+        activation: str,
+    ) -> Tensor:
+        rest = (shape, stride, padding, dilation, groups, activation, "")
+        return torch.ops.sparsekern.block_conv2d.default(x, *tensors, bias, *rest)
 
     def grad_input(
         self, grad: Tensor, granularity: Granularity, shape: tuple[int, int], tensors: Sequence[Tensor]
@@ -105,6 +137,7 @@ def _function_of(kernel: str, dtype: torch.dtype, tokens: int) -> str:
     function, *arguments = {
         "block": ("block_linear", height, "false"),
         "block_grad_input": ("block_linear", height, "true"),
+        "block_conv": ("block_conv", height),
         "block_decode": ("block_decode", height, token_tiles),
         "block_grad_values": ("grad_values", height),
     }.get(family, ("nm_decode", token_tiles) if kernel.endswith("decode") else ("nm_linear",))
@@ -161,13 +194,14 @@ def _table(runs_here: bool) -> tuple[KernelRecord, ...]:
     for line in native.cuda_kernels():
         kind, purpose, height = line.pop("format"), line.pop("purpose"), line.pop("height")
         suffix = {"linear": "", "columns": "_grad_input"}.get(purpose, f"_{purpose}")
+        op = f"{kind}_conv2d" if purpose == "conv" else f"{kind}_linear{suffix}"
         # Which side of a block the height is of: outputs of a product with the weight are its rows.
         rows = SIDE if purpose in ("grad_input", "columns") else height
-        cols = SIDE if purpose in ("linear", "columns") else height
+        cols = SIDE if purpose in ("linear", "columns", "conv") else height
         records.append(
             KernelRecord(
                 backend=CudaBackend.name,
-                op=f"{kind}_linear{suffix}",
+                op=op,
                 granularity=kind,
                 dtypes=("bfloat16", "float16"),
                 isa="sm_80",

@@ -14,9 +14,10 @@ from ..layouts import Granularity, parse
 from ..plan import gpu
 from ..plan.registry import Backend, Request, backend_named
 from ..plan.select import willing
+from .gpu_conv import GpuConvolutions
 
 
-class GpuBackend(Backend):
+class GpuBackend(GpuConvolutions):
     """A back end of GPUs."""
 
     devices: ClassVar[tuple[str, ...]] = ("cuda",)

@@ -40,6 +40,10 @@ class Convolutions:
         """As :meth:`Backend.refusal`, for a convolution; a back end that serves some also defines the methods below."""
         return "no convolutions"
 
+    def conv_missing(self, request: ConvRequest) -> str | None:
+        """As :meth:`Backend.missing`, for a convolution."""
+        return None
+
     def conv_kernel_name(self, request: ConvRequest) -> str:
         """Name of the kernel that runs for a convolution."""
         raise NotImplementedError(f"{self.name} has no convolutions")

@@ -26,6 +26,7 @@ def select_conv(request: ConvRequest) -> Backend:
 
     Raises:
         NotImplementedError: no back end serves it, with each one's reason.
+        RuntimeError: only the last resort does, for want of an installation: what to install.
     """
     if torch.compiler.is_compiling():
         name = _conv_name_as_constant(
@@ -38,7 +39,7 @@ def select_conv(request: ConvRequest) -> Backend:
 def _first_willing(request: Request | ConvRequest) -> Backend:
     for backend in _of_device(request):
         if _refusal(backend, request) is None:
-            if backend.is_last_resort and isinstance(request, Request):
+            if backend.is_last_resort:
                 _refuse_what_an_installation_would_serve(request)
             return backend
     reasons = "; ".join(f"{b.name}: {_refusal(b, request)}" for b in _of_device(request))
@@ -52,14 +53,18 @@ def _refusal(backend: Backend, request: Request | ConvRequest) -> str | None:
     return backend.refusal(request) if isinstance(request, Request) else backend.conv_refusal(request)
 
 
+def _missing(backend: Backend, request: Request | ConvRequest) -> str | None:
+    return backend.missing(request) if isinstance(request, Request) else backend.conv_missing(request)
+
+
 def willing(request: Request) -> list[Backend]:
     """Those that serve a request, the most preferred first."""
     return [backend for backend in _of_device(request) if backend.refusal(request) is None]
 
 
-def _refuse_what_an_installation_would_serve(request: Request) -> None:
+def _refuse_what_an_installation_would_serve(request: Request | ConvRequest) -> None:
     """Raise for a device whose kernels are not installed: there, nobody wants the last resort without being told."""
-    install = [missing for backend in _of_device(request) if (missing := backend.missing(request))]
+    install = [missing for backend in _of_device(request) if (missing := _missing(backend, request))]
     if install:
         raise RuntimeError(
             f"{request.granularity.label} {request.dtype} on {request.device}: the kernels are not installed; "

@@ -35,6 +35,27 @@ def test_the_goals_are_measured_first(script: ModuleType) -> None:
         assert {case.density for case in quick if case.granularity == block} == {0.5, 0.25, 0.1}
 
 
+def test_convolutions_are_among_them(script: ModuleType) -> None:
+    quick, all_cases = list(script.conv_cases(True)), list(script.conv_cases(False))
+    assert len(set(quick)) == len(quick) == 12 and set(quick) < set(all_cases)
+    case = script.ConvCase(128, 128, 28, 32, sk.Block(64, 64), 0.25, torch.bfloat16)
+    assert case in quick
+    told = {"case": case.record() | {"kernel": "block_conv_h64"}, "speedup": 1.5, "times": {"kernel": {"median": 2e-5}}}
+    assert script.table([told]).splitlines()[-1] == (
+        "| 128->128 (3x3) | 25088 | 64x64 | 0.25 | block_conv_h64 | 20.0 | 1.50 | - |"
+    )
+    assert script.line(told).startswith("25088 x 128->128 (3x3)")
+
+
+def test_ways_of_convolutions_on_a_cpu(script: ModuleType) -> None:
+    """Those that need no GPU make the same."""
+    case = script.ConvCase(16, 32, 5, 2, sk.Block(16, 16), 0.5, torch.float32)
+    weight, x = torch.randn(32, 16, 3, 3), torch.randn(2, 16, 5, 5)
+    packed = sk.pack(weight, case.granularity)
+    ways = script.conv_ways(case, packed, x, weight)
+    torch.testing.assert_close(ways["cudnn"].make()(), ways["sparsekern"].make()())
+
+
 def record(script: ModuleType, **times: dict[str, object]) -> dict[str, object]:
     case = script.Case(4096, 8192, 16, sk.Block(64, 64), 0.25, torch.bfloat16)
     return {"case": case.record() | {"kernel": "block_decode_h32"}, "times": times, "speedup": 2.5}

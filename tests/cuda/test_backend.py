@@ -55,7 +55,7 @@ def test_the_table(backend: CudaBackend) -> None:
     records = {record.name: record for record in backend.kernels()}
     assert len(records) == len(backend.kernels()) >= 16
     assert {record.op for record in records.values()} == {
-        "block_linear", "block_linear_grad_input", "block_linear_grad_values", "nm_linear"
+        "block_linear", "block_linear_grad_input", "block_linear_grad_values", "block_conv2d", "nm_linear"
     }  # fmt: skip
     assert records["block_h64"].takes == "64n x 16n" and records["block_grad_values_h32"].takes == "32n x 32n"
     assert records["nm_2_4"].takes == "2:4" and records["nm_2_4"].tokens == ">= 17"
@@ -160,7 +160,7 @@ def test_the_library_loads_when_it_is_asked_for() -> None:
     told = in_a_new_process(
         "import torch, sparsekern as sk\n"
         "has = torch._C._dispatch_has_kernel_for_dispatch_key\n"
-        "ops = ['block_linear', 'nm_linear', 'block_linear_grad_input', 'block_linear_grad_values']\n"
+        "ops = ['block_linear', 'nm_linear', 'block_linear_grad_input', 'block_linear_grad_values', 'block_conv2d']\n"
         "sk.linear(torch.ones(2, 16), sk.pack(torch.ones(16, 16), sk.Block(16, 16)))\n"
         "assert not any(has(f'sparsekern::{op}', 'CUDA') for op in ops)\n"
         "from sparsekern._native import load_cuda\n"

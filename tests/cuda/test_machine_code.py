@@ -28,7 +28,14 @@ RECORDED = Path(__file__).with_name("instruction_mix.json")
 WITHOUT_TENSOR_CORES = {"block_columns", "add_partials"}
 
 # Registers of a thread with which as many thread blocks fit an SM as the kernel means to have there.
-REGISTERS = {"block_linear": 128, "nm_linear": 128, "block_decode": 64, "nm_decode": 80, "grad_values": 255}
+REGISTERS = {
+    "block_linear": 128,
+    "block_conv": 128,
+    "nm_linear": 128,
+    "block_decode": 64,
+    "nm_decode": 80,
+    "grad_values": 255,
+}
 
 pytestmark = pytest.mark.slow
 
@@ -118,7 +125,7 @@ def test_main_loops(compiled: dict[str, list[Function]], arch: str) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_outputs_are_stored_in_full_width(compiled: dict[str, list[Function]], arch: str) -> None:
     for function in compiled[arch]:
-        if function.family in ("block_linear", "nm_linear", "grad_values", "add_partials"):
+        if function.family in ("block_linear", "block_conv", "nm_linear", "grad_values", "add_partials"):
             stores = [one.text for one in function.instructions if nvidia.sass_kind(one.text) == "STG"]
             assert any("STG.E.128" in text for text in stores), function.name
 

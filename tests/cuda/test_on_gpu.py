@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import FEW, MANY, Case, block_cases, nm_cases
+from convolutions import CONVOLUTIONS, Convolution, assert_convolved, draw
 from products import assert_near
 from torch import Tensor
 
 import sparsekern as sk
 from sparsekern.backends.cuda import device_refusal
+from sparsekern.plan.registry import backend_named
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device")
 
@@ -46,6 +48,21 @@ def test_products(case: Case) -> None:
     y = sk.linear(x, packed, bias, None if case.activation == "none" else case.activation)
     dense = packed.to_dense().cpu()
     assert_near(y.cpu(), x.cpu(), dense, None if bias is None else bias.cpu(), case.activation)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "case", [*CONVOLUTIONS, *(draw(seed, (16, 32, 48, 64, 128), groups=(1,)) for seed in range(100))], ids=str
+)
+def test_convolutions(case: Convolution, dtype: torch.dtype) -> None:
+    packed, x, bias = case.packed(dtype), case.image(dtype), torch.randn(case.outputs).to(dtype)
+    if reason := backend_named("cuda").window_refusal(packed.granularity, case.shape, case.groups):
+        pytest.skip(reason)
+    parts = [part.cuda() for part in packed.tensors]
+    for images in (x, x.contiguous()):
+        rest = (bias.cuda(), case.shape, *case.numbers, "hardswish", "")
+        y = torch.ops.sparsekern.block_conv2d(images.cuda(), *parts, *rest)
+        assert_convolved(case, y.cpu(), images, packed, bias, "hardswish", unit=0.51)
 
 
 @pytest.mark.parametrize("case", block_cases((128, 64, 32, 16, 48), MANY), ids=str)

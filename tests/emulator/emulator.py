@@ -21,7 +21,7 @@ from torch import Tensor
 
 import sparsekern as sk
 from sparsekern.layouts.compressed import decode_columns
-from sparsekern.ops import ACTIVATIONS
+from sparsekern.ops_conv import CONV_ACTIVATIONS, Geometry
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -83,6 +83,17 @@ class BlockWeight(_Fields):
     )
 
 
+class ConvGeometry(_Fields):
+    _fields_ = tuple(
+        (name, ctypes.c_int32)
+        for name in (
+            *("image", "row", "pixel", "channels", "kernel_width"),
+            *("height", "out_height", "stride_down", "padding_down", "dilation_down"),
+            *("width", "out_width", "stride_right", "padding_right", "dilation_right"),
+        )
+    )
+
+
 class NMWeight(_Fields):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("values", "positions")),
@@ -133,10 +144,11 @@ class Emulator:
 
     def __init__(self, library: Path) -> None:
         self.library = ctypes.CDLL(str(library))
-        entries = ("block_kernel", "nm_kernel", "grad_values_kernel", "columns_kernel", "fault", "probe")
+        entries = ("block_kernel", "conv_kernel", "nm_kernel", "grad_values_kernel", "columns_kernel", "fault", "probe")
         for name in ("emulator_fault", "emulator_counters", "chosen_kernel", *(f"run_{entry}" for entry in entries)):
             getattr(self.library, name).restype = ctypes.c_char_p
         self.library.emulator_writing_block.restype = ctypes.c_int64
+        self.library.emulated_quotient.restype = ctypes.c_uint32
         self.partials = torch.empty(0)
         """What the thread blocks of the last product left that shared strips: ``[parts, tokens, padded outputs]``."""
 
@@ -184,6 +196,45 @@ class Emulator:
         return self._multiply(
             "run_block_kernel", kernel, weight, arrays, x, outputs, bias, activation, parts, packed.granularity.rows
         )
+
+    def conv(
+        self,
+        kernel: str,
+        packed: sk.PackedWeight,
+        x: Tensor,
+        numbers: Sequence[Any],
+        bias: Tensor | None = None,
+        activation: str = "none",
+    ) -> Tensor:
+        """``activation(conv2d(x, W) + bias)``, channels-last, by a kernel of blocks; raises as :meth:`blocks`.
+
+        ``numbers``: stride, padding, dilation and groups, of which there is one.
+        """
+        geometry = Geometry(packed.dense_shape, *numbers)
+        (outputs, channels, _, kernel_width), (stride, padding, dilation, groups) = packed.dense_shape, numbers
+        assert groups == 1
+        (batch, _, height, width), (out_height, out_width) = x.shape, geometry.output_size(x.shape[2:])
+        images = aligned(x.permute(0, 2, 3, 1))
+        y = aligned(torch.full((batch, out_height, out_width, outputs), float("nan"), dtype=x.dtype))
+        arrays, sizes = block_arrays(packed)
+        product = Product(
+            x=images, bias=bias, y=y, tokens=batch * out_height * out_width, inputs=packed.shape[1], outputs=outputs,
+            activation=CONV_ACTIVATIONS.index(activation), number=NUMBERS[x.dtype], parts=1,
+        )  # fmt: skip
+        places = ConvGeometry(
+            image=images.stride(0), row=images.stride(1), pixel=images.stride(2),
+            channels=channels, kernel_width=kernel_width,
+            height=height, out_height=out_height, width=width, out_width=out_width,
+            stride_down=stride[0], padding_down=padding[0], dilation_down=dilation[0],
+            stride_right=stride[1], padding_right=padding[1], dilation_right=dilation[1],
+        )  # fmt: skip
+        inputs = {"x": images, **arrays} if bias is None else {"x": images, "bias": bias, **arrays}
+        self._run("run_conv_kernel", kernel, product, BlockWeight(**arrays, **sizes), inputs, {"y": y}, places)
+        return y.permute(0, 3, 1, 2)
+
+    def quotient(self, number: int, divisor: int) -> int:
+        """What kernels of convolutions make of ``number / divisor``."""
+        return self.library.emulated_quotient(ctypes.c_uint32(number), ctypes.c_uint32(divisor))
 
     def nm(
         self,
@@ -278,7 +329,7 @@ class Emulator:
         product = Product(
             x=rows, bias=bias, y=y, partials=self.partials, x_stride=rows.shape[1], tokens=len(x),
             inputs=rows.shape[1], outputs=outputs, padded_outputs=padded,
-            activation=ACTIVATIONS.index(activation), number=NUMBERS[x.dtype], parts=parts,
+            activation=CONV_ACTIVATIONS.index(activation), number=NUMBERS[x.dtype], parts=parts,
         )  # fmt: skip
         inputs = {"x": rows, **arrays} if bias is None else {"x": rows, "bias": bias, **arrays}
         self._run(entry, kernel, product, weight, inputs, {"y": y, "partials": self.partials})
@@ -292,9 +343,11 @@ class Emulator:
         weight: _Fields,
         inputs: dict[str, Tensor],
         outputs: dict[str, Tensor],
+        *more: _Fields,
     ) -> None:
         self._hand_over(inputs, outputs)
-        self._check(getattr(self.library, entry)(kernel.encode(), ctypes.byref(product), ctypes.byref(weight)))
+        structs = map(ctypes.byref, (product, weight, *more))
+        self._check(getattr(self.library, entry)(kernel.encode(), *structs))
 
     def _hand_over(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
         """What kernels may read, and what they may write; nothing else."""

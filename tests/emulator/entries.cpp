@@ -1,6 +1,7 @@
 // What tests call: the kernels by their names in the table, on plain arrays.
 #include "cuda/block_product.h"
 #include "cuda/columns_product.h"
+#include "cuda/conv_product.h"
 #include "cuda/decode.h"
 #include "cuda/grad_product.h"
 #include "cuda/kernel.h"
@@ -23,6 +24,12 @@ struct BlockWeight {
   const uint16_t *values, *columns;
   const int32_t *offsets, *counts, *block_rows_of_columns, *blocks_of_columns;
   int32_t rows, cols, block_rows, block_columns;
+};
+
+struct Geometry {
+  int32_t image, row, pixel, channels, kernel_width;
+  int32_t height, out_height, stride_down, padding_down, dilation_down;
+  int32_t width, out_width, stride_right, padding_right, dilation_right;
 };
 
 struct NMWeight {
@@ -90,6 +97,28 @@ const char* run_block_kernel(const char* name, const Product* p, const BlockWeig
   return cudaGetErrorName(kernel->purpose == cuda::Purpose::kLinear
                               ? run_blocks<false>(*kernel, *p, *w)
                               : run_blocks<true>(*kernel, *p, *w));
+}
+
+const char* run_conv_kernel(const char* name, const Product* p, const BlockWeight* w,
+                            const Geometry* g) {
+  const cuda::KernelInfo* kernel = cuda::find_kernel(name);
+  if (kernel == nullptr) return "no such kernel";
+  const cuda::Images images{
+      g->image,
+      g->row,
+      g->pixel,
+      {g->height, g->out_height, g->stride_down, g->padding_down, g->dilation_down},
+      {g->width, g->out_width, g->stride_right, g->padding_right, g->dilation_right},
+      cuda::Divisor(g->channels),
+      cuda::Divisor(g->kernel_width)};
+  const cuda::ConvProduct product{
+      cuda::block_product<false>(call_of(*p), blocks_of(*w), {}, kernel->height), images};
+  return cudaGetErrorName(kernel->launch(&product, static_cast<cuda::Number>(p->number), nullptr));
+}
+
+// What a kernel makes of number / divisor.
+uint32_t emulated_quotient(uint32_t number, uint32_t divisor) {
+  return cuda::Divisor(divisor).quotient(number);
 }
 
 const char* run_nm_kernel(const char* name, const Product* p, const NMWeight* w) {

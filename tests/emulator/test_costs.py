@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from convolutions import Convolution
 from emulator import Counters, Emulator, block_arrays
 from products import pack_random
 
@@ -20,6 +21,7 @@ BLOCK_KERNELS = {
     "block_grad_input_h32": (sk.Block(32, 32), True),
     "block_grad_input_h16": (sk.Block(16, 16), True),
 }
+CONV_KERNELS = {f"block_conv_h{rows}": (rows, cols) for rows, cols in ((128, 64), (64, 64), (32, 32), (16, 16))}
 DECODE_KERNELS = {"block_decode_h32": sk.Block(64, 64), "block_decode_h16": sk.Block(16, 16)}
 
 
@@ -58,6 +60,19 @@ def test_many_tokens(emulator: Emulator, kernel: str) -> None:
     # 2,048 multiply-adds an instruction, of the kept weights alone.
     kept = packed.values.numel() * len(x)
     assert counters.instructions == {"mma.m16n8k16": kept // 2048}
+
+
+@pytest.mark.parametrize("kernel", CONV_KERNELS)
+def test_convolutions(emulator: Emulator, kernel: str) -> None:
+    case = Convolution(CONV_KERNELS[kernel], 256, 64, (3, 3), (8, 16), padding=(1, 1))
+    packed = case.packed(torch.bfloat16, 0.6)
+    emulator.counters()
+    emulator.conv(kernel, packed, case.image(torch.bfloat16), case.numbers)
+    counters = emulator.counters()
+    check_memory(counters)
+    check_indices(counters)
+    # Zeros around the image are multiplied, but not those of the weight.
+    assert counters.instructions == {"mma.m16n8k16": packed.values.numel() * 2 * 8 * 16 // 2048}
 
 
 @pytest.mark.parametrize("kernel", ["block_h16", "block_h32"])

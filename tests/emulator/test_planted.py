@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from convolutions import Convolution, assert_convolved
 from emulator import ROOT, Emulator, KernelError, build
 from products import assert_added_in_order, assert_near, pack_random
 
@@ -15,13 +16,22 @@ WAIT = ("cp_async_wait<kStages - 2>", "cp_async_wait<kStages - 1>")
 
 # File below csrc/cuda, what stands there, what is planted instead, and what then fails.
 PLANTED = {
-    "a race": ("block_linear.cu", "      __syncthreads();\n", "", KernelError, "race|under way|nobody has written"),
-    "a missing wait": ("block_linear.cu", *WAIT, KernelError, "not waited for"),
+    "a race": ("tile/block_tile.h", "      __syncthreads();\n", "", KernelError, "race|under way|nobody has written"),
+    "a missing wait": ("tile/block_tile.h", *WAIT, KernelError, "not waited for"),
     "a race in a warp": ("tile/warp_pipeline.h", "    __syncwarp();\n", "", KernelError, "race|under way"),
     "a missing wait of a warp": ("tile/warp_pipeline.h", *WAIT, KernelError, "not waited for"),
     "metadata of the next row": ("nm_linear.cu", "(2 * g + q % 2) * 4", "(2 * (g ^ 1) + q % 2) * 4", *WRONG),
     "metadata of the wrong lanes": ("nm_linear.cu", "q / 2 : 0", "1 - q / 2 : 0", *WRONG),
     "tokens beyond the last": ("block_linear.cu", "token < call.tokens;", "true;", KernelError, "read of 16 bytes"),
+    "pixels beyond the last": ("block_conv.cu", "if (pixel >= p.call.tokens)", "if (false)", KernelError, "read of 16"),
+    "taps beside the image": (
+        "block_conv.cu",
+        "left_ + right < uint32_t(images.width.in)",
+        "true",
+        KernelError,
+        "read of 16",
+    ),
+    "taps beyond the kernel": ("block_conv.cu", "input < int(p_.call.inputs)", "true", *WRONG),
     "a number beyond the row": ("tile/epilogue.h", "if (first + n < call.outputs)", "", KernelError, "of y|race"),
     "a swizzle forgotten": ("tile/swizzle.h", "(chunk ^ (row & 7))", "chunk", AssertionError, "conflicts"),
     "a part forgotten": ("add_partials.cu", "int part = 0;", "int part = 1;", *WRONG),
@@ -66,6 +76,13 @@ def test_nothing_planted(emulator: Emulator) -> None:
 def run_all(emulator: Emulator) -> None:
     """Long enough that each stage of a pipeline is filled again."""
     emulator.counters()
+    # Blocks over several taps, of which the last reaches beyond the kernel, to rows that no tap falls on.
+    torch.manual_seed(0)
+    case = Convolution((16, 64), 40, 48, (3, 3), (11, 9), stride=(4, 1), padding=(0, 1))
+    packed, images = case.packed(torch.bfloat16, 0.3), case.image(torch.bfloat16)
+    images[:, :, 3::4] = float("nan")
+    y = emulator.conv("block_conv_h16", packed, images, case.numbers)
+    assert_convolved(case, y, images, packed, unit=0.51)
     for tokens, inputs, block_kernel, nm_kernel in (
         (70, 320, "block_h16", "nm_2_4"),
         (9, 2048, "block_decode_h16", "nm_2_4_decode"),

@@ -16,7 +16,7 @@ import sparsekern as sk
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1 from the start: test_interpreted.py sets it", allow_module_level=True)
 
-from sparsekern.backends.triton import ops
+from sparsekern.backends.triton import ops, ops_conv
 
 APPLY: dict[str, Callable[[Tensor], Tensor]] = {"none": lambda y: y, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
@@ -42,6 +42,7 @@ def guard_output(monkeypatch: pytest.MonkeyPatch) -> None:
             return launch
 
     monkeypatch.setattr(ops, "wrap_triton", Guarded)
+    monkeypatch.setattr(ops_conv, "wrap_triton", Guarded)
 
 
 def check(y: Tensor, x: Tensor, packed: sk.PackedWeight, bias: Tensor | None = None, activation: str = "none") -> None:

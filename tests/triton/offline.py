@@ -19,7 +19,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed: pip inst
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from sparsekern.backends.triton import ops  # noqa: E402
+from sparsekern.backends.triton import ops, ops_conv  # noqa: E402
 from sparsekern.layouts import NM, Block, pack  # noqa: E402
 
 KIB = 1024
@@ -82,8 +82,9 @@ def launches(capability: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[
             return launch
 
     with monkeypatch.context() as patch:
-        patch.setattr(ops, "wrap_triton", Recorder)
-        patch.setattr(ops, "_check", lambda *arguments: None)
+        for module in (ops, ops_conv):
+            patch.setattr(module, "wrap_triton", Recorder)
+            patch.setattr(module, "_check", lambda *arguments: None)
         patch.setattr(ops, "_capability", lambda device: capability)
         yield seen
 
@@ -131,6 +132,26 @@ def nm_launch(
     """What a product of whole tiles launches, with an activation and a bias."""
     parts = pack(torch.zeros(128, 32 * m, dtype=dtype), NM(n, m)).tensors
     return recorded(capability, "triton_nm_linear", parts, (n, m), (128, 32 * m), tokens, dtype, monkeypatch)
+
+
+def conv_launch(
+    capability: int,
+    block: Block,
+    channels: int,
+    pixels: int,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+    activation: str = "gelu",
+) -> Launch:
+    """What a convolution of 3x3 pixels launches, with a bias and numbers of which Triton makes no constants."""
+    outputs = 2 * block.rows
+    parts = pack(torch.ones(outputs, channels, 3, 3, dtype=dtype), block).tensors
+    x = torch.empty(1, channels, 5, 3 * pixels, dtype=dtype).to(memory_format=torch.channels_last)
+    numbers = ([outputs, channels, 3, 3], [2, 3], [2, 3], [4, 3], 1)
+    with launches(capability, monkeypatch) as seen:
+        torch.ops.sparsekern.triton_block_conv2d(x, *parts, x.new_empty(outputs), *numbers, activation)
+    (launch,) = seen
+    return launch
 
 
 def recorded(

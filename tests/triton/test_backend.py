@@ -6,6 +6,7 @@ import contextlib
 import subprocess
 import sys
 import types
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ import sparsekern as sk
 from sparsekern.backends import triton as package
 from sparsekern.backends.triton import backend as module, tiles
 from sparsekern.listings import UnreadableError
-from sparsekern.plan import Request, backends, select
+from sparsekern.ops_conv import layout_of
+from sparsekern.plan import ConvRequest, Request, backends, select, select_conv
 from sparsekern.plan.registry import backend_named
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -36,7 +38,7 @@ def test_importing_needs_no_triton_and_loads_no_kernel() -> None:
     )
     ran = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert set(ran.stdout.split()) == {f"{package.__name__}.{name}" for name in ("backend", "tiles")}
+    assert set(ran.stdout.split()) == {f"{package.__name__}.{name}" for name in ("backend", "conv", "tiles")}
 
 
 def test_it_comes_behind_cuda_and_refuses_weights_of_a_cpu() -> None:
@@ -83,6 +85,47 @@ def test_what_is_served(gpu: None, granularity: sk.Block | sk.NM, dtype: torch.d
 )
 def test_what_is_refused(gpu: None, granularity: sk.Block, dtype: torch.dtype, reason: str) -> None:
     assert backend_named("triton").refusal(Request(granularity, SHAPE, dtype, "cuda")) == reason
+
+
+@pytest.mark.parametrize(
+    "granularity, shape, groups, reason",
+    [
+        (sk.Block(64, 64), (100, 64, 3, 3), 1, None),
+        (sk.Block(16, 16), (64, 48, 5, 1), 2, None),
+        (sk.Block(16, 32), (64, 48, 1, 1), 1, None),  # a product
+        (sk.Block(16, 32), (64, 48, 3, 3), 1,
+         "blocks of 32 columns reach from one pixel of the kernel into the next, with 48 channels"),
+        (sk.Block(64, 16), (64, 16, 3, 3), 2, "blocks of 64 rows lie in several groups of 32 outputs"),
+        (sk.Block(8, 16), (64, 16, 3, 3), 1, "blocks of 8 rows, not of 16, 32, 64, 128"),
+        (sk.NM(2, 4), (64, 16, 3, 3), 1, "no kernel for convolutions of 3x3 pixels with 2:4; blocks have one"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_convolutions(
+    gpu: None, granularity: sk.Granularity, shape: tuple[int, int, int, int], groups: int, reason: str | None
+) -> None:
+    request = ConvRequest(granularity, shape, groups, BF16, "cuda")
+    assert backend_named("triton").conv_refusal(request) == reason
+    assert select_conv(request).name == ("reference" if reason else "triton")
+    if reason is None:
+        records = {record.name: record.op for record in backend_named("triton").kernels()}
+        op = "triton_block_linear" if shape[2:] == (1, 1) else "triton_block_conv2d"
+        assert records[backend_named("triton").conv_kernel_name(request)] == op
+
+
+def test_a_stride_of_single_pixels_needs_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, taken = package.TritonBackend(), []
+    monkeypatch.setattr(package.TritonBackend, "window_conv2d", lambda self, *rest: taken.append("window"))
+    monkeypatch.setattr(
+        package.TritonBackend,
+        "linear",
+        lambda self, x, *rest: taken.append("product") or x.new_empty(*x.shape[:-1], 32),
+    )
+    x = torch.empty(1, 48, 4, 4)
+    for cols, stride, way in ((16, 1, "product"), (16, 2, "window"), (32, 2, "product")):
+        numbers = ((stride, stride), (0, 0), (1, 1), 1, "none")
+        backend.conv2d(x, sk.Block(16, cols), (32, 48, 1, 1), [], None, *numbers)
+        assert taken.pop() == way
 
 
 def test_weights_beyond_32_bits_are_refused(gpu: None) -> None:
@@ -163,6 +206,34 @@ def test_the_ops_refuse_what_is_on_no_gpu() -> None:
         ops.triton_block_linear(x, *packed.tensors, None, 64, 64, "none")
     with pytest.raises(ValueError, match=r"expected an input \[\.\.\., 64\]"):
         ops.triton_block_linear(x[:, 1:], *packed.tensors, None, 64, 64, "none")
+    packed, x = sk.pack(torch.randn(64, 16, 2, 2), sk.Block(16, 16)), torch.randn(2, 16, 4, 4)
+    numbers = ([64, 16, 2, 2], [1, 1], [0, 0], [1, 1], 1, "none")
+    with pytest.raises(ValueError, match="triton_block_conv2d: expected tensors on a CUDA device, got them on cpu"):
+        torch.ops.sparsekern.triton_block_conv2d(x, *packed.tensors, None, *numbers)
+
+
+def traced(
+    layer: torch.nn.Module, inputs: Sequence[torch.Tensor], capability: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, torch.Tensor]:
+    """The only kernel in the graph of a layer, which must write its output alone, and the layer's output."""
+    ops = needs_compiler()
+    from torch._functorch.aot_autograd import aot_export_module
+    from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    target = types.SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", capability, 32))
+    monkeypatch.setattr(driver, "_active", target)
+    monkeypatch.setattr(ops, "_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: contextlib.nullcontext())
+    with FakeTensorMode():
+        on_gpu = [torch.empty_strided(part.shape, part.stride(), dtype=part.dtype, device="cuda") for part in inputs]
+        graph = aot_export_module(layer, on_gpu, trace_joint=False)[0].graph
+    (kernel,) = [node for node in graph.nodes if "triton_kernel_wrapper" in str(node.target)]
+    assert kernel.kwargs["tensors_to_clone"] == ["y"]
+    (output,) = next(iter(reversed(graph.nodes))).args[0]
+    return kernel_side_table.get_kernel(kernel.kwargs["kernel_idx"]).fn.__name__, output.meta["val"]
 
 
 @pytest.mark.parametrize(
@@ -177,33 +248,33 @@ def test_the_ops_refuse_what_is_on_no_gpu() -> None:
 def test_the_compiler_sees_the_kernel_and_that_it_writes_the_output_alone(
     granularity: sk.Block | sk.NM, capability: int, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ops = needs_compiler()
-    from torch._functorch.aot_autograd import aot_export_module
-    from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime import driver
-
-    target = types.SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", capability, 32))
-    monkeypatch.setattr(driver, "_active", target)
-    monkeypatch.setattr(ops, "_capability", lambda device: capability)
-    monkeypatch.setattr(torch.cuda, "device_of", lambda x: contextlib.nullcontext())
-
     class Layer(torch.nn.Module):
         def forward(self, x: torch.Tensor, bias: torch.Tensor, *parts: torch.Tensor) -> tuple[torch.Tensor]:
             return (backend_named("triton").product(x, granularity, (80, 100), parts, bias, "gelu"),)
 
+    needs_compiler()
     weight = torch.randn(80, 100).half()
     parts = sk.pack(weight, granularity, sk.make_mask(weight, granularity, 0.5)).tensors
-    with FakeTensorMode():
-        inputs = [torch.empty(2, 35, 100, device="cuda").half(), torch.empty(80, device="cuda").half()]
-        inputs += [torch.empty(part.shape, dtype=part.dtype, device="cuda") for part in parts]
-        traced, _ = aot_export_module(Layer(), inputs, trace_joint=False)
-    (kernel,) = [node for node in traced.graph.nodes if "triton_kernel_wrapper" in str(node.target)]
-    assert kernel_side_table.get_kernel(kernel.kwargs["kernel_idx"]).fn.__name__ == name
-    assert kernel.kwargs["tensors_to_clone"] == ["y"]
-    (output,) = next(iter(reversed(traced.graph.nodes))).args[0]
-    assert output.meta["val"].shape == (2, 35, 80)
+    found, y = traced(Layer(), [weight.new_empty(2, 35, 100), weight.new_empty(80), *parts], capability, monkeypatch)
+    assert found == name and y.shape == (2, 35, 80)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+def test_the_compiler_sees_the_kernel_of_convolutions(
+    layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block, shape = sk.Block(32, 16), (80, 48, 3, 3)
+
+    class Layer(torch.nn.Module):
+        def forward(self, x: torch.Tensor, bias: torch.Tensor, *parts: torch.Tensor) -> tuple[torch.Tensor]:
+            numbers = ((2, 1), (1, 1), (1, 1), 1, "relu6")
+            return (backend_named("triton").conv2d(x, block, shape, parts, bias, *numbers),)
+
+    needs_compiler()
+    weight, x = torch.randn(shape).half(), torch.empty(2, 48, 7, 9).half().to(memory_format=layout)
+    parts = sk.pack(weight, block, sk.make_mask(weight, block, 0.5)).tensors
+    found, y = traced(Layer(), [x, weight.new_empty(80), *parts], 80, monkeypatch)
+    assert found == "block_conv2d_kernel" and y.shape == (2, 80, 4, 9) and layout_of(y) == layout
 
 
 def test_flops_are_those_of_the_stored_weights() -> None:
@@ -216,11 +287,19 @@ def test_flops_are_those_of_the_stored_weights() -> None:
         torch.ops.sparsekern.triton_block_linear(torch.empty(2, 3, 64, device="meta"), *parts, None, 64, 64, "none")
     assert counter.get_total_flops() == 2 * 6 * 64 * 64 // 4
 
+    weight = torch.randn(64, 16, 2, 2)
+    packed = sk.pack(weight, sk.Block(16, 16), sk.make_mask(weight, sk.Block(16, 16), 0.75))
+    parts, x = [part.to("meta") for part in packed.tensors], torch.empty(2, 16, 5, 4, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        numbers = ([64, 16, 2, 2], [1, 1], [0, 0], [1, 1], 1, "none")
+        torch.ops.sparsekern.triton_block_conv2d(x, *parts, None, *numbers)
+    assert counter.get_total_flops() == 2 * (2 * 4 * 3) * 64 * 64 // 4
+
 
 def needs_compiler() -> types.ModuleType:
     """The ops, for GPUs."""
     pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
-    from sparsekern.backends.triton import ops
+    from sparsekern.backends.triton import ops, ops_conv  # noqa: F401
 
     if ops.INTERPRET:
         pytest.skip("TRITON_INTERPRET=1 takes the place of the compiler")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from offline import SHARED, Launch, block_launch, launches, multiplier, nm_launch, stack_bytes
+from offline import SHARED, Launch, block_launch, conv_launch, launches, multiplier, nm_launch, stack_bytes
 
 from sparsekern.backends.triton import ops, tiles
 from sparsekern.backends.triton.kernels import block
@@ -30,6 +31,17 @@ BLOCK_CASES = [
     (32, 32, 64, FP16),
     (16, 16, 128, BF16),
     (64, 16, 16, FP32),
+]
+CONV_CASES = [
+    # rows, cols, channels, pixels, dtype; first those that take the most shared memory and registers
+    (128, 64, 192, 128, BF16),
+    (128, 16, 48, 128, FP16),  # several blocks a step
+    (128, 128, 128, 64, FP32),
+    (64, 64, 64, 128, FP16),
+    (128, 256, 256, 16, BF16),
+    (32, 32, 96, 64, FP16),
+    (16, 16, 64, 128, BF16),
+    (64, 16, 16, 16, FP32),
 ]
 NM_CASES = [
     # n, m, tokens, dtype; first those that take the most shared memory and registers
@@ -87,6 +99,18 @@ def test_block_kernels(case: tuple[Any, ...], tmp_path: Path, monkeypatch: pytes
     launch = block_launch(capability, rows, cols, tokens, dtype, monkeypatch)
     compiled = compile_checked(launch, capability, tokens, dtype, tmp_path)
     step = (tokens + rows) * launch.constants["STEP"] * dtype.itemsize
+    assert compiled.metadata.shared // step == steps_held(launch, multiplier(compiled))
+
+
+@pytest.mark.parametrize("activation", ["gelu", "hardswish"])
+@on_architectures(CONV_CASES, demanding=3)
+def test_conv_kernels(case: tuple[Any, ...], activation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    capability, rows, cols, channels, pixels, dtype = case
+    launch = conv_launch(capability, Block(rows, cols), channels, pixels, dtype, monkeypatch, activation)
+    compiled = compile_checked(launch, capability, pixels, dtype, tmp_path)
+    # Activations and weights, 16 bytes at once.
+    assert {*re.findall(r"cp\.async\.c.*, (0x\w+), ", compiled.asm["ptx"])} == {"0x10"}
+    step = (pixels + rows) * launch.constants["STEP"] * dtype.itemsize
     assert compiled.metadata.shared // step == steps_held(launch, multiplier(compiled))
 
 

@@ -19,7 +19,7 @@ ROOT = HERE.parents[1]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["interpreted_block.py", "interpreted_block_tma.py", "interpreted_nm.py"])
+@pytest.mark.parametrize("name", [f"interpreted_{part}.py" for part in ("block", "block_tma", "conv", "nm")])
 def test_kernels_are_right(name: str) -> None:
     paths = [str(ROOT), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)}

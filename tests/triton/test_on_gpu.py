@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from cases import Case, block_cases, nm_cases
+from convolutions import CONVOLUTIONS, Convolution, assert_convolved, draw
 from products import assert_near
 from torch import Tensor
 
@@ -79,6 +80,19 @@ def check(case: Case) -> None:
 @pytest.mark.parametrize("case", BLOCKS, ids=str)
 def test_blocks(case: Case, kernel: str) -> None:
     check(case)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("case", [*CONVOLUTIONS, *map(draw, range(60))], ids=str)
+def test_convolutions(case: Convolution, dtype: torch.dtype) -> None:
+    packed, x, bias = case.packed(dtype), case.image(dtype), torch.randn(case.outputs).to(dtype)
+    parts = [part.cuda() for part in packed.tensors]
+    numbers = (case.stride, case.padding, case.dilation, case.groups)
+    for images in (x, x.contiguous()):
+        y = backend_named("triton").conv2d(
+            images.cuda(), packed.granularity, case.shape, parts, bias.cuda(), *numbers, "hardswish"
+        )
+        assert_convolved(case, y.cpu(), images, packed, bias, "hardswish", unit=0.51)
 
 
 @pytest.mark.parametrize("case", nm_cases(TOKENS * 2), ids=str)

@@ -11,11 +11,17 @@
 
 namespace sparsekern::cuda::tile {
 
+// NaN stays what it is.
+__device__ inline float positive(float y) { return y > 0 ? y : y == y ? 0.f : y; }
+__device__ inline float up_to_six(float y) { return y > 6 ? 6.f : positive(y); }
+
 template <Activation kActivation>
 __device__ inline float activated(float y) {
-  if constexpr (kActivation == Activation::kRelu) return y > 0 ? y : y == y ? 0.f : y;
+  if constexpr (kActivation == Activation::kRelu) return positive(y);
   if constexpr (kActivation == Activation::kGelu) return 0.5f * y * (1 + erff(y * 0.70710678f));
   if constexpr (kActivation == Activation::kSilu) return y / (1 + expf(-y));
+  if constexpr (kActivation == Activation::kRelu6) return up_to_six(y);
+  if constexpr (kActivation == Activation::kHardswish) return y * up_to_six(y + 3) / 6;
   return y;
 }
 
@@ -27,6 +33,10 @@ __device__ inline float activated(float y, Activation activation) {
       return activated<Activation::kGelu>(y);
     case Activation::kSilu:
       return activated<Activation::kSilu>(y);
+    case Activation::kRelu6:
+      return activated<Activation::kRelu6>(y);
+    case Activation::kHardswish:
+      return activated<Activation::kHardswish>(y);
     default:
       return y;
   }
@@ -78,6 +88,10 @@ __device__ inline void finish(Sums<kOutputTiles, kTokenTiles>& sums, const Call&
       return finish_as<Activation::kGelu>(sums, bias);
     case Activation::kSilu:
       return finish_as<Activation::kSilu>(sums, bias);
+    case Activation::kRelu6:
+      return finish_as<Activation::kRelu6>(sums, bias);
+    case Activation::kHardswish:
+      return finish_as<Activation::kHardswish>(sums, bias);
   }
 }
 

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ...layouts import NM, Block, Granularity
 from ...listings import Code, UnreadableError, triton_stages
+from ...plan.convolutions import ConvRequest
 from ...plan.registry import KernelRecord, Request
 from ..gpu import GpuBackend
+from .conv import conv_refusal
 from .tiles import BLOCK_ROWS, MIN_BLOCK_COLS, MIN_CAPABILITY, MOST_M, MOST_M_FLOAT32
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -36,6 +38,9 @@ class TritonBackend(GpuBackend):
         return [
             KernelRecord(
                 "triton_block", self.name, "triton_block_linear", Block.kind, dtypes, isa, runs_here, BLOCK_ROWS[0]
+            ),
+            KernelRecord(
+                "triton_block_conv", self.name, "triton_block_conv2d", Block.kind, dtypes, isa, runs_here, BLOCK_ROWS[0]
             ),
             KernelRecord("triton_nm", self.name, "triton_nm_linear", NM.kind, dtypes, isa, runs_here),
         ]
@@ -71,6 +76,28 @@ class TritonBackend(GpuBackend):
             op = torch.ops.sparsekern.triton_nm_linear.default
             return op(x, *tensors, bias, granularity.n, granularity.m, *shape, activation)
         return torch.ops.sparsekern.triton_block_linear.default(x, *tensors, bias, *shape, activation)
+
+    def window_refusal(self, granularity: Granularity, shape: tuple[int, int, int, int], groups: int) -> str | None:
+        return conv_refusal(granularity, shape, groups)
+
+    def window_kernel_name(self, request: ConvRequest) -> str:
+        return "triton_block_conv"
+
+    def window_conv2d(
+        self,
+        x: Tensor,
+        granularity: Granularity,
+        shape: tuple[int, int, int, int],
+        tensors: Sequence[Tensor],
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+        activation: str,
+    ) -> Tensor:
+        rest = (shape, stride, padding, dilation, groups, activation)
+        return torch.ops.sparsekern.triton_block_conv2d.default(x, *tensors, bias, *rest)
 
     def code(self, kernel: str, request: Request, tokens: int, target: str | None) -> Code | None:
         served = request.dtype in DTYPES and _layout_refusal(request.granularity, request.dtype) is None
@@ -122,7 +149,7 @@ def _device_refusal() -> str | None:
 def _import_ops() -> str | None:
     """Register the ops, or say why they cannot be."""
     try:
-        from . import ops  # noqa: F401
+        from . import ops, ops_conv  # noqa: F401
     except Exception as error:  # whatever an unfit Triton raises, the next back end can do without it
         return f"Triton fails to import: {error}"
     return None

@@ -29,6 +29,16 @@ def multiply_add(a, b, acc, INTERPRET: tl.constexpr):
 
 
 @triton.jit
+def _positive(y):
+    return tl.where(y < 0, 0.0, y)  # not a maximum, which would lose NaN
+
+
+@triton.jit
+def _up_to_six(y):
+    return tl.where(y > 6, 6.0, _positive(y))
+
+
+@triton.jit
 def finish(
     acc,
     bias,
@@ -59,11 +69,15 @@ def finish(
     if HAS_BIAS:
         acc += tl.load(bias + output, mask=within, other=0.0).to(tl.float32)[None, :]
     if ACTIVATION == "relu":
-        acc = tl.where(acc < 0, 0.0, acc)  # not a maximum, which would lose NaN
+        acc = _positive(acc)
     elif ACTIVATION == "gelu":
         acc = 0.5 * acc * (1 + tl.erf(acc * 0.7071067811865476))
     elif ACTIVATION == "silu":
         acc = acc / (1 + tl.exp(-acc))
+    elif ACTIVATION == "relu6":
+        acc = _up_to_six(acc)
+    elif ACTIVATION == "hardswish":
+        acc = acc * _up_to_six(acc + 3) / 6
     # All tokens' outputs may be more than 2^31; those of one tile are not.
     tile = y + first_token.to(tl.int64) * outputs
     mask = (first_token + token < tokens)[:, None] & within[None, :]
