@@ -8,6 +8,8 @@
 #include "cpu/conv_kernel.h"
 #include "cpu/isa/region.h"
 
+// gcc 12 takes the undefined operand inside its own unmasked intrinsics for a mistake (GCC PR
+// 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 
