@@ -8,9 +8,6 @@
 #include "cpu/conv_kernel.h"
 #include "cpu/isa/region.h"
 
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-
 SPARSEKERN_REGION_BEGIN("avx2,fma")
 #include "cpu/isa/avx2.h"
 
