@@ -67,10 +67,11 @@ def test_groups_are_what_the_names_say(tool: ModuleType) -> None:
     [
         (sk.Unstructured(), "r1"),
         (sk.Block(4, 1), "r4"),
-        (sk.Block(16, 1), "r8"),
-        (sk.Block(16, 16), "r8"),
+        (sk.Block(8, 1), "r8"),
+        (sk.Block(16, 1), "r16"),
+        (sk.Block(16, 16), "r16"),
         (sk.NM(2, 4), "nm"),
-        (sk.NM(2, 4, rows=16), "r8"),
+        (sk.NM(2, 4, rows=16), "r16"),
         (sk.Channel(), None),
     ],
     ids=str,
@@ -78,6 +79,8 @@ def test_groups_are_what_the_names_say(tool: ModuleType) -> None:
 def test_kernels_are_those_of_the_table(granularity: Granularity, rows: str | None, isa: str) -> None:
     request = ConvRequest(granularity, (64, 64, 3, 3), 1, torch.float32, "cpu")
     assert ("cpu" in refusals(request)) == (rows is None)
-    if rows == "r8" and not isa.startswith(("avx512", "amx")):
+    if rows in ("r8", "r16") and not isa.startswith(("avx512", "amx")):
         rows = "r4"
+    if rows == "r16" and "AMD" not in sk.Target.detect().cpu:
+        rows = "r8"
     assert conv_kernel_name(request).startswith(f"conv_{rows}_" if rows else "reference_")

@@ -44,7 +44,7 @@ def imported_at_import(tree: ast.AST) -> Iterator[str]:
 
 # What is written in Triton's language is imported when a GPU is asked for; tests/triton looks that it is not before.
 IN_TRITON = [
-    *(PACKAGE / "backends/triton" / name for name in ("ops.py", "offline.py")),
+    *(PACKAGE / "backends/triton" / name for name in ("ops.py", "ops_conv.py", "offline.py")),
     *(PACKAGE / "backends/triton/kernels").glob("*.py"),
 ]
 
