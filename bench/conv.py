@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import sparsekern as sk
 from sparsekern.layouts import parse
-from sparsekern.plan import ConvRequest, conv_kernel_name, interleave
+from sparsekern.plan import interleave
 
 
 class Shape(NamedTuple):
@@ -99,7 +99,6 @@ def shape_cases(
         implied = granularity.implied_sparsity
         for density in options.densities if implied is None else (1 - implied,):
             layer = sk.SparseConv2d.from_dense(conv, granularity, sparsity=1 - density)
-            request = ConvRequest(granularity, tuple(conv.weight.shape), 1, x.dtype, "cpu")
             for form in options.formats:
                 image = x.contiguous(memory_format=FORMATS[form])
                 error = check(layer, image)
@@ -115,7 +114,6 @@ def shape_cases(
                         "dtype": "float32",
                         "granularity": granularity.label,
                         "density": density,
-                        "kernel_name": conv_kernel_name(request),
                     },
                     **record,
                     **against_peak(record, weights, pixels, peak),

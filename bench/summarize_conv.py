@@ -35,7 +35,7 @@ def best_formats(records: Iterable[Record]) -> list[dict[str, Record]]:
     """The records of each case by memory format, the faster one once more as ``best``."""
     found: dict[str, dict[str, Record]] = defaultdict(dict)
     for record in records:
-        case = {key: value for key, value in record["case"].items() if key not in ("format", "kernel_name")}
+        case = {key: value for key, value in record["case"].items() if key != "format"}
         found[json.dumps(case, sort_keys=True)][record["case"]["format"]] = record
     for formats in found.values():
         formats["best"] = min(formats.values(), key=lambda record: record["t"]["median"])

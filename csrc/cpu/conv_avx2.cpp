@@ -18,8 +18,8 @@ namespace {
 }  // namespace sparsekern::avx2
 
 SPARSEKERN_DEFINE_CONV(avx2, conv_r4_avx2, ConvBlocks<Vec8, 4, 3>)
-SPARSEKERN_DEFINE_CONV(avx2, conv_r1_avx2, ConvSingleBlocks<Vec8, 12>)
-SPARSEKERN_DEFINE_CONV(avx2, conv_nm_avx2, ConvNM<Vec8, 12>)
+SPARSEKERN_DEFINE_CONV(avx2, conv_r1_avx2, ConvSingleBlocks<Vec8, 12, 1>)
+SPARSEKERN_DEFINE_CONV(avx2, conv_nm_avx2, ConvNM<Vec8, 12, 1>)
 
 SPARSEKERN_REGION_END
 #endif

@@ -26,8 +26,8 @@ namespace {
 SPARSEKERN_DEFINE_CONV(avx512, conv_r16_avx512, ConvOutputs<Vec16, 16>)
 SPARSEKERN_DEFINE_CONV(avx512, conv_r8_avx512, ConvBlocks<Vec16, 8, 3>)
 SPARSEKERN_DEFINE_CONV(avx512, conv_r4_avx512, ConvBlocks<Vec16, 4, 6>)
-SPARSEKERN_DEFINE_CONV(avx512, conv_r1_avx512, ConvSingleBlocks<Vec16, 6>)
-SPARSEKERN_DEFINE_CONV(avx512, conv_nm_avx512, ConvNM<Vec16, 6>)
+SPARSEKERN_DEFINE_CONV(avx512, conv_r1_avx512, ConvSingleBlocks<Vec16, 6, 2>)
+SPARSEKERN_DEFINE_CONV(avx512, conv_nm_avx512, ConvNM<Vec16, 6, 2>)
 
 SPARSEKERN_REGION_END
 #endif

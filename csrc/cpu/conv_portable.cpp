@@ -14,5 +14,5 @@ namespace {
 }  // namespace sparsekern::portable
 
 SPARSEKERN_DEFINE_CONV(portable, conv_r4_portable, ConvBlocks<Vec4, 4, 2>)
-SPARSEKERN_DEFINE_CONV(portable, conv_r1_portable, ConvSingleBlocks<Vec4, 12>)
-SPARSEKERN_DEFINE_CONV(portable, conv_nm_portable, ConvNM<Vec4, 12>)
+SPARSEKERN_DEFINE_CONV(portable, conv_r1_portable, ConvSingleBlocks<Vec4, 12, 1>)
+SPARSEKERN_DEFINE_CONV(portable, conv_nm_portable, ConvNM<Vec4, 12, 1>)

@@ -4,10 +4,9 @@
 // Their multiply-adds want each input in L1, so a K-tile of a panel of pixels is copied there,
 // which takes one load and one store for as many multiply-adds as outputs have a weight for it.
 
-// Sums of each output that take turns, for panels of few vectors.
-constexpr int kConvCopies = 2;
-
-template <class V, int kMostVectors>
+// kCopies: sums of each output that take turns, as many for all panels, since the order of a sum
+// must not depend on them.
+template <class V, int kMostVectors, int kCopies>
 struct ConvSingleFamily {
   using Vec = V;
   static constexpr int kLanes = V::kLanes;
@@ -31,7 +30,9 @@ struct ConvSingleFamily {
     const PanelRuns<kWidth> runs(band, panel);
     const int64_t pixels = min64(kWidth, band.places() - panel.place);
     const int64_t quantum = a.input_quantum(), inputs = call.inputs();
-    const int64_t depth = max64(1, conv_tile_floats(room.l1_bytes) / (kPanel * quantum)) * quantum;
+    // Where several sums end with the tile, its depth is the same on every CPU.
+    const int64_t tile = conv_tile_floats(kCopies > 1 ? 32 * 1024 : room.l1_bytes);
+    const int64_t depth = max64(1, tile / (kPanel * quantum)) * quantum;
     const auto add = [&](int64_t begin, int64_t end, int64_t input_begin, int64_t input_end) {
       float* to = copied;
       for (int64_t k = input_begin; k < min64(inputs, input_end); ++k, to += kWidth) {
@@ -71,20 +72,20 @@ struct ConvSingleFamily {
   }
 };
 
-template <class V, int kMostVectors>
-struct ConvSingleBlocks : ConvSingleFamily<V, kMostVectors> {
+template <class V, int kMostVectors, int kCopies>
+struct ConvSingleBlocks : ConvSingleFamily<V, kMostVectors, kCopies> {
   using Matrix = BlockMatrix;
 
   template <int MV, class T>
   static void run_panel(const BlockMatrix& a, const ConvCallOf<T>& call, const BandPixels& band,
                         const ConvPanel& panel, const ConvRoom& room, const float* bias, T* y) {
-    using Weights = BlockWeights<V, MV, kConvCopies, false>;
+    using Weights = BlockWeights<V, MV, kCopies, false>;
     ConvSingleBlocks::template run<Weights>(a, call, band, panel, room, bias, y);
   }
 };
 
-template <class V, int kMostVectors>
-struct ConvNM : ConvSingleFamily<V, kMostVectors> {
+template <class V, int kMostVectors, int kCopies>
+struct ConvNM : ConvSingleFamily<V, kMostVectors, kCopies> {
   using Matrix = NMMatrix;
 
   template <int MV, class T>
@@ -92,7 +93,7 @@ struct ConvNM : ConvSingleFamily<V, kMostVectors> {
                         const ConvPanel& panel, const ConvRoom& room, const float* bias, T* y) {
     with_pattern(a, [&](auto pattern) {
       using P = decltype(pattern);
-      using Weights = NMWeights<V, MV, kConvCopies, P::kN, P::kM, P::kBits>;
+      using Weights = NMWeights<V, MV, kCopies, P::kN, P::kM, P::kBits>;
       ConvNM::template run<Weights>(a, call, band, panel, room, bias, y);
     });
   }

@@ -39,7 +39,7 @@ class CpuConvolutions(Convolutions):
     def conv_kernel_name(self, request: ConvRequest) -> str:
         format_ = format_of(request.granularity)
         assert format_ is not None
-        # Images are not known here: those of single pixels lie side by side as a whole.
+        # Images are not known here; those of channels-last 1 x 1 run as products, by kernels of these.
         return native.choose_conv(format_.kind, format_.rows, USUAL_IMAGE if request.shape[2:] == (1, 1) else 1)
 
     def conv2d(

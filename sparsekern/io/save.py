@@ -31,7 +31,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises:
         ImportError: safetensors is not installed; it comes with ``pip install "sparsekern[io]"``.
         TypeError: ``model`` is no module.
-        ValueError: an entry of the state_dict that cannot be stored, or a malformed packed weight.
+        ValueError: an entry of the state_dict that cannot be stored, a malformed packed weight, or a folded BatchNorm
+            without its convolution.
     """
     safetensors = import_safetensors("safetensors.torch")
     model = uncompiled(model)
@@ -44,7 +45,9 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             layers.update(dict.fromkeys(site.names, entry))
     tensors, shared = _stored(model.state_dict())
     # "format" is what other readers of safetensors files look for.
-    folded = {name: module.conv for name, module in model.named_modules() if isinstance(module, FoldedBatchNorm)}
+    folded = {
+        name: module.conv_beside(name) for name, module in model.named_modules() if isinstance(module, FoldedBatchNorm)
+    }
     metadata = {"format": "pt", KEY: Header(layers, shared, folded).to_json()}
     target = Path(path)
     unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.unfinished")

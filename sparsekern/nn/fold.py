@@ -22,12 +22,29 @@ class FoldedBatchNorm(nn.Identity):
     """Stands where an ``nn.BatchNorm2d`` stood that is now part of the convolution before it.
 
     Args:
-        conv: name of that convolution.
+        conv: name of that convolution, in the model that was folded.
+        name: of the BatchNorm, in the same.
     """
 
-    def __init__(self, conv: str) -> None:
+    def __init__(self, conv: str, name: str) -> None:
         super().__init__()
-        self.conv = conv
+        self.conv, self.name = conv, name
+
+    def conv_beside(self, name: str) -> str:
+        """Name of the convolution in a model that this module has another ``name`` in: a part, or a larger one.
+
+        Raises:
+            ValueError: the convolution is no part of that model, or stands elsewhere in it.
+        """
+        if name == self.name or name.endswith(f".{self.name}"):
+            return name.removesuffix(self.name) + self.conv
+        outer = self.name.removesuffix(name)
+        if not (name and self.name.endswith(f".{name}") and self.conv.startswith(outer)):
+            raise ValueError(
+                f"{name}: expected the BatchNorm {self.name} beside the convolution {self.conv}, which it was folded "
+                "into; save the model that was folded, or a part or wrapper of it that has both"
+            )
+        return self.conv.removeprefix(outer)
 
     def extra_repr(self) -> str:
         """Where the numbers are now, for ``print(model)``."""
@@ -70,7 +87,7 @@ def folded(model: nn.Module, wanted: bool) -> Iterator[Mapping[str, str]]:
         conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         replacements[conv] = fuse_conv_bn_eval(conv, norm)
-        replacements[norm] = FoldedBatchNorm(conv_name).eval()
+        replacements[norm] = FoldedBatchNorm(conv_name, norm_name).eval()
     replace(model, replacements)
     try:
         yield {conv: f"{norm} folded in" for conv, norm in pairs.folds.items()} | {
@@ -104,7 +121,7 @@ def as_folded(model: nn.Module, folds: Mapping[str, str]) -> Iterator[None]:
                 what = "a BatchNorm2d" if kind is nn.BatchNorm2d else "a Conv2d"
                 raise ValueError(f"{of}: expected {what} without hooks in the model, found {type(found).__name__}")
         assert norm is not None and isinstance(conv, (nn.Conv2d, SparseConv2d))
-        identities[norm] = FoldedBatchNorm(conv_name).train(norm.training)
+        identities[norm] = FoldedBatchNorm(conv_name, name).train(norm.training)
         if conv.bias is None:
             without_bias.append(conv)
     for conv in without_bias:
@@ -173,7 +190,8 @@ def _in_sequences(model: nn.Module, why: str) -> Pairs:
     """
     candidates = []
     for sequence in model.modules():
-        if type(sequence).__call__ is nn.Module.__call__ and type(sequence).forward is nn.Sequential.forward:
+        is_plain = type(sequence).__call__ is nn.Module.__call__ and type(sequence).forward is nn.Sequential.forward
+        if is_plain and "forward" not in vars(sequence):
             for conv, norm in pairwise(sequence.children()):
                 if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                     candidates.append((conv, norm, None))

@@ -105,6 +105,8 @@ class SparseConv2d(SparseLayer):
     ) -> SparseConv2d:
         """Prune and pack an ``nn.Conv2d``.
 
+        Also one whose groups are too narrow for kernels, such as a depthwise one: it runs at dense speed or below.
+
         Args:
             conv: the dense layer; it is left as it was.
             granularity: groups that are kept or dropped together.

@@ -128,3 +128,35 @@ def test_a_file_for_a_linear_layer_does_not_fit_a_convolution(tmp_path: Path) ->
     sk.save(model, tmp_path / "linear")
     with pytest.raises(ValueError, match=r"0: expected shape \[8, 16, 1, 1\] as in the model, found \[8, 16\]"):
         sk.load_(nn.Sequential(nn.Conv2d(16, 8, 1)), tmp_path / "linear")
+
+
+def backbone() -> nn.Module:
+    """Convolutions with BatchNorm within a larger model."""
+    conv, norm = nn.Conv2d(16, 32, 3, bias=False), nn.BatchNorm2d(32)
+    return nn.Sequential(nn.Sequential(conv, norm, nn.ReLU()), nn.Flatten()).eval()
+
+
+@pytest.mark.parametrize("saved", ["what was folded", "what holds it", "a part of it"])
+def test_folded_models_are_saved_as_parts_and_in_larger_ones(tmp_path: Path, saved: str) -> None:
+    """The names of what was folded are those in the model that is saved."""
+    model, fresh, path = backbone(), backbone(), tmp_path / "model.safetensors"
+    folded_at = model[0] if saved == "what holds it" else model
+    sk.sparsify_(folded_at, sk.Sparse(sk.Block(16, 1), 0.5), fold_batch_norm=True)
+    x, target = torch.randn(1, 16, 5, 5), model
+    expected = model(x)
+    if saved == "a part of it":
+        target, fresh, expected = model[0], fresh[0], model[0](x)
+    sk.save(target, path)
+    sk.load_(fresh, path)
+    torch.testing.assert_close(fresh(x), expected)
+
+
+def test_a_folded_batch_norm_without_its_convolution_is_not_saved(tmp_path: Path) -> None:
+    model = backbone()
+    sk.sparsify_(model, sk.Sparse(sk.Block(16, 1), 0.5), fold_batch_norm=True)
+    apart = nn.Sequential(model[0][1])
+    with pytest.raises(
+        ValueError, match=r"0: expected the BatchNorm 0\.1 beside the convolution 0\.0, .*; save the model"
+    ):
+        sk.save(apart, tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
