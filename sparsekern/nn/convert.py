@@ -74,9 +74,9 @@ def sparsify_(
         fold_batch_norm: make one layer of each ``nn.Conv2d`` and the ``nn.BatchNorm2d`` that alone reads its output,
             also of those that stay dense; an identity takes the BatchNorm's place. The model must be in eval mode, and
             cannot be trained on as before: the convolution has a new weight and bias. Pairs are found with
-            ``torch.fx``, or where that cannot trace the model as neighbours in an ``nn.Sequential``, which is then taken
-            to be called as a whole, not module by module. The report says which convolutions were folded, and why
-            others were not.
+            ``torch.fx``, or where that cannot trace the model as neighbours in an ``nn.Sequential``, which is then
+            taken to be called as a whole, not module by module. The report says which convolutions were folded, and
+            why others were not.
 
     Returns:
         The report; ``print`` it.
