@@ -33,7 +33,7 @@ struct Place {
 };
 
 struct Buffer {
-  const char* name;
+  std::string name;  // a copy: Python frees its own
   uint8_t* begin;
   int64_t bytes;
   bool written;  // by launches, else only read
@@ -52,7 +52,7 @@ Who whoami() {
 }
 
 std::string at_byte(size_t place, const Buffer& buffer) {
-  return std::string(buffer.name) + " at byte " + std::to_string(2 * place);
+  return buffer.name + " at byte " + std::to_string(2 * place);
 }
 
 Buffer& buffer_at(const void* address, int bytes, const char* action, Site site) {
