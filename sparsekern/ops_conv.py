@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .layouts import NM, matrix_of, parse, weight_of
+from .layouts import NM, Geometry, matrix_of, parse, weight_of
 from .ops import (
     ACTIVATIONS,
     APPLY,
@@ -31,32 +31,6 @@ from .ops import (
 
 CONV_ACTIVATIONS = (*ACTIVATIONS, "relu6", "hardswish")
 """Activations that are fused with a convolution."""
-
-
-class Geometry(NamedTuple):
-    """The integers of a convolution, in the order in which its ops take them.
-
-    Attributes:
-        shape: ``(out, in / groups, kh, kw)`` of the dense weight.
-        stride: steps of the kernel; this and the next two: of the height and of the width.
-        padding: zeros on each side.
-        dilation: distance of the kernel's pixels.
-        groups: of inputs and outputs; an output sees the inputs of its own group.
-    """
-
-    shape: Sequence[int]
-    stride: Sequence[int]
-    padding: Sequence[int]
-    dilation: Sequence[int]
-    groups: int
-
-    def output_size(self, size: Sequence[int]) -> tuple[int, int]:
-        """Height and width of the output for those of the input; 0 or less where the kernel does not fit."""
-        return self._along(0, size[0]), self._along(1, size[1])
-
-    def _along(self, side: int, size: int) -> int:
-        reach = self.dilation[side] * (self.shape[2 + side] - 1) + 1
-        return (size + 2 * self.padding[side] - reach) // self.stride[side] + 1
 
 
 _GEOMETRY = "int[] shape, int[] stride, int[] padding, int[] dilation, int groups"

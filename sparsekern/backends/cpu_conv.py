@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .._native import native
-from ..layouts import NM, Block, Granularity
+from ..layouts import NM, Block, Geometry, Granularity, matrix_shape
 from ..plan.convolutions import Convolutions, ConvRequest
 from .formats import blocks_of, format_of, is_nm, refused_weight
 
@@ -27,8 +26,9 @@ class CpuConvolutions(Convolutions):
     """Convolutions with what :class:`CpuBackend` multiplies; their inputs are read at offsets, not copied out."""
 
     def conv_refusal(self, request: ConvRequest) -> str | None:
-        outputs, *rest = request.shape
-        if refused := refused_weight(request.granularity, (outputs, math.prod(rest)), request.dtype, request.device):
+        outputs = request.shape[0]
+        shape, _ = matrix_shape(request.shape)
+        if refused := refused_weight(request.granularity, shape, request.dtype, request.device):
             return refused
         format_ = format_of(request.granularity)
         band = format_.rows if isinstance(format_, Block) else BAND
@@ -46,16 +46,12 @@ class CpuConvolutions(Convolutions):
         self,
         x: Tensor,
         granularity: Granularity,
-        shape: tuple[int, int, int, int],
+        geometry: Geometry,
         tensors: Sequence[Tensor],
         bias: Tensor | None,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
-        groups: int,
         activation: str,
     ) -> Tensor:
-        rest = (shape, stride, padding, dilation, groups, activation, "")
+        rest = (*geometry, activation, "")
         if is_nm(granularity):
             return torch.ops.sparsekern.nm_conv2d.default(x, *tensors, bias, granularity.n, granularity.m, *rest)
         return torch.ops.sparsekern.block_conv2d.default(x, *blocks_of(granularity, tensors), bias, *rest)

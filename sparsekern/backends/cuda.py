@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._native import CUDA_LIBRARY, cuda_refusal, load_cuda, native
-from ..layouts import NM, Block, Granularity
+from ..layouts import NM, Block, Geometry, Granularity
 from ..layouts.compressed import MAX_COLUMNS_16_BIT
 from ..listings import Code, nvidia
 from ..ops import format_grad_input, format_grad_values
@@ -79,7 +79,7 @@ class CudaBackend(GpuBackend):
             )
         return torch.ops.sparsekern.block_linear.default(x, *tensors, bias, *shape, activation, "")
 
-    def window_refusal(self, granularity: Granularity, shape: tuple[int, int, int, int], groups: int) -> str | None:
+    def window_refusal(self, granularity: Granularity, shape: Sequence[int], groups: int) -> str | None:
         if not isinstance(granularity, Block):
             return f"no kernel for {described(shape, groups)} with {granularity.label}; blocks have them"
         if groups > 1:
@@ -95,17 +95,12 @@ class CudaBackend(GpuBackend):
         self,
         x: Tensor,
         granularity: Granularity,
-        shape: tuple[int, int, int, int],
+        geometry: Geometry,
         tensors: Sequence[Tensor],
         bias: Tensor | None,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
-        groups: int,
         activation: str,
     ) -> Tensor:
-        rest = (shape, stride, padding, dilation, groups, activation, "")
-        return torch.ops.sparsekern.block_conv2d.default(x, *tensors, bias, *rest)
+        return torch.ops.sparsekern.block_conv2d.default(x, *tensors, bias, *geometry, activation, "")
 
     def grad_input(
         self, grad: Tensor, granularity: Granularity, shape: tuple[int, int], tensors: Sequence[Tensor]

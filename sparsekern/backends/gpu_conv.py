@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layouts import Granularity
+from ..layouts import Geometry, Granularity, matrix_shape
 from ..ops import ACTIVATIONS, APPLY
 from ..ops_conv import layout_of
 from ..plan.convolutions import ConvRequest
@@ -40,50 +40,42 @@ class GpuConvolutions(Backend):
             return self.kernel_name(product_of(request), MANY_PIXELS)
         return self.window_kernel_name(request)
 
-    def window_refusal(self, granularity: Granularity, shape: tuple[int, int, int, int], groups: int) -> str | None:
+    @abstractmethod
+    def window_refusal(self, granularity: Granularity, shape: Sequence[int], groups: int) -> str | None:
         """Why a weight that :meth:`refusal` takes as a matrix is not convolved with windows of pixels, if it is not."""
-        return f"no kernel for {described(shape, groups)}; those of single pixels are products"
 
+    @abstractmethod
     def window_kernel_name(self, request: ConvRequest) -> str:
         """Name of the kernel of :meth:`window_conv2d`."""
-        raise NotImplementedError(f"{self.name} has no convolutions but those of single pixels")
 
+    @abstractmethod
     def window_conv2d(
         self,
         x: Tensor,
         granularity: Granularity,
-        shape: tuple[int, int, int, int],
+        geometry: Geometry,
         tensors: Sequence[Tensor],
         bias: Tensor | None,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
-        groups: int,
         activation: str,
     ) -> Tensor:
         """:meth:`conv2d` of what :meth:`window_refusal` does not refuse."""
-        raise NotImplementedError(f"{self.name} has no convolutions but those of single pixels")
 
     def conv2d(
         self,
         x: Tensor,
         granularity: Granularity,
-        shape: tuple[int, int, int, int],
+        geometry: Geometry,
         tensors: Sequence[Tensor],
         bias: Tensor | None,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
-        groups: int,
         activation: str,
     ) -> Tensor:
-        if not is_product(shape, stride, padding, groups) and self.window_refusal(granularity, shape, groups) is None:
-            rest = (stride, padding, dilation, groups, activation)
-            return self.window_conv2d(x, granularity, shape, tensors, bias, *rest)
+        shape, (down, right), (above, left), _, groups = geometry
+        if not is_product(geometry) and self.window_refusal(granularity, shape, groups) is None:
+            return self.window_conv2d(x, granularity, geometry, tensors, bias, activation)
         fused = activation if activation in ACTIVATIONS else "none"
-        seen = F.pad(x, (padding[1], padding[1], padding[0], padding[0])) if any(padding) else x
-        pixels = _rows_of(seen[:, :, :: stride[0], :: stride[1]])
-        y = self.linear(pixels, granularity, shape[:2], tensors, bias, fused)
+        seen = F.pad(x, (left, left, above, above)) if above or left else x
+        pixels = _rows_of(seen[:, :, ::down, ::right])
+        y = self.linear(pixels, granularity, matrix_shape(shape)[0], tensors, bias, fused)
         return _image_of(y if fused == activation else APPLY[activation](y), layout_of(x))
 
     def conv_grad_input(
@@ -91,41 +83,35 @@ class GpuConvolutions(Backend):
         grad: Tensor,
         x: Tensor,
         granularity: Granularity,
-        shape: tuple[int, int, int, int],
+        geometry: Geometry,
         tensors: Sequence[Tensor],
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
-        groups: int,
     ) -> Tensor:
-        if not is_product(shape, stride, padding, groups):
-            return super().conv_grad_input(grad, x, granularity, shape, tensors, stride, padding, dilation, groups)
-        return _image_of(self.grad_input(_rows_of(grad), granularity, shape[:2], tensors), layout_of(x))
+        if not is_product(geometry):
+            return super().conv_grad_input(grad, x, granularity, geometry, tensors)
+        return _image_of(
+            self.grad_input(_rows_of(grad), granularity, matrix_shape(geometry.shape)[0], tensors), layout_of(x)
+        )
 
     def conv_grad_values(
         self,
         grad: Tensor,
         x: Tensor,
         granularity: Granularity,
-        shape: tuple[int, int, int, int],
+        geometry: Geometry,
         tensors: Sequence[Tensor],
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
-        groups: int,
     ) -> Tensor:
-        if not is_product(shape, stride, padding, groups):
-            return super().conv_grad_values(grad, x, granularity, shape, tensors, stride, padding, dilation, groups)
-        return self.grad_values(_rows_of(grad), _rows_of(x), granularity, shape[:2], tensors)
+        if not is_product(geometry):
+            return super().conv_grad_values(grad, x, granularity, geometry, tensors)
+        shape, _ = matrix_shape(geometry.shape)
+        return self.grad_values(_rows_of(grad), _rows_of(x), granularity, shape, tensors)
 
 
 def product_of(request: ConvRequest) -> Request:
     """What a product with the matrix of a convolution asks of a back end."""
-    outputs, *inputs = request.shape
-    return Request(request.granularity, (outputs, math.prod(inputs)), request.dtype, request.device)
+    return Request(request.granularity, matrix_shape(request.shape)[0], request.dtype, request.device)
 
 
-def described(shape: tuple[int, int, int, int], groups: int) -> str:
+def described(shape: Sequence[int], groups: int) -> str:
     """Convolutions of a kind, for refusals."""
     return f"convolutions of {shape[2]}x{shape[3]} pixels{f' in {groups} groups' if groups > 1 else ''}"
 
@@ -135,11 +121,10 @@ def is_pointwise(request: ConvRequest) -> bool:
     return request.shape[2:] == (1, 1) and request.groups == 1
 
 
-def is_product(
-    shape: tuple[int, int, int, int], stride: tuple[int, int], padding: tuple[int, int], groups: int
-) -> bool:
+def is_product(geometry: Geometry) -> bool:
     """Whether every pixel makes one of the output, so that image and output are matrices as they lie in memory."""
-    return shape[2:] == (1, 1) and stride == (1, 1) and padding == (0, 0) and groups == 1
+    shape, stride, padding, _, groups = geometry
+    return (*shape[2:], *stride, *padding, groups) == (1, 1, 1, 1, 0, 0, 1)
 
 
 def _window_of(request: ConvRequest) -> tuple[Granularity, tuple[int, int, int, int], int]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..layouts import WEIGHT_DTYPES, Granularity, registered
+from ..layouts import WEIGHT_DTYPES, Geometry, Granularity, registered
 from ..plan.convolutions import ConvRequest
 from ..plan.registry import Backend, KernelRecord, Request
 
@@ -56,15 +56,9 @@ class ReferenceBackend(Backend):
         self,
         x: Tensor,
         granularity: Granularity,
-        shape: tuple[int, int, int, int],
+        geometry: Geometry,
         tensors: Sequence[Tensor],
         bias: Tensor | None,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
-        groups: int,
         activation: str,
     ) -> Tensor:
-        return torch.ops.sparsekern.conv2d.default(
-            x, tensors, bias, granularity.spec, shape, stride, padding, dilation, groups, activation
-        )
+        return torch.ops.sparsekern.conv2d.default(x, tensors, bias, granularity.spec, *geometry, activation)

@@ -2,7 +2,7 @@
 
 from .block import Block
 from .channel import Channel
-from .conv import matrix_of, matrix_shape, weight_of
+from .conv import Geometry, matrix_of, matrix_shape, weight_of
 from .granularity import Granularity, Parts, parse, register, registered
 from .join import join_outputs
 from .nm import NM
@@ -15,6 +15,7 @@ __all__ = [
     "WEIGHT_DTYPES",
     "Block",
     "Channel",
+    "Geometry",
     "Granularity",
     "PackedWeight",
     "Parts",

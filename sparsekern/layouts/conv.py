@@ -1,12 +1,39 @@
-"""A convolution's weight seen as a matrix, and back: granularities know nothing but matrices."""
+"""A convolution's numbers, and its weight seen as a matrix, and back: granularities know nothing but matrices."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Geometry(NamedTuple):
+    """The integers of a convolution, in the order in which its ops take them.
+
+    Attributes:
+        shape: ``(out, in / groups, kh, kw)`` of the dense weight.
+        stride: steps of the kernel; this and the next two: of the height and of the width.
+        padding: zeros on each side.
+        dilation: distance of the kernel's pixels.
+        groups: of inputs and outputs; an output sees the inputs of its own group.
+    """
+
+    shape: Sequence[int]
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    groups: int
+
+    def output_size(self, size: Sequence[int]) -> tuple[int, int]:
+        """Height and width of the output for those of the input; 0 or less where the kernel does not fit."""
+        return self._along(0, size[0]), self._along(1, size[1])
+
+    def _along(self, side: int, size: int) -> int:
+        reach = self.dilation[side] * (self.shape[2 + side] - 1) + 1
+        return (size + 2 * self.padding[side] - reach) // self.stride[side] + 1
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int] | None]:

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layouts import Granularity, PackedWeight
+from ..layouts import Geometry, Granularity, PackedWeight
 from ..ops import Product, differentiable
-from ..ops_conv import Geometry, check_epilogue, check_geometry, check_image, check_size, layout_of
+from ..ops_conv import check_epilogue, check_geometry, check_image, check_size, layout_of
 from ..plan import Backend, ConvRequest, select_conv
 from .functional import check_packed, in_autocast
 
@@ -124,21 +124,15 @@ class BackendConv(Product):
 
     def __init__(self, backend: Backend, granularity: Granularity, geometry: Geometry) -> None:
         self.backend, self.granularity, self.geometry = backend, granularity, geometry
-        outputs, inputs, height, width = geometry.shape
-        self.shape = (outputs, inputs, height, width)
-        stride, padding, dilation = (
-            (pair[0], pair[1]) for pair in (geometry.stride, geometry.padding, geometry.dilation)
-        )
-        self.numbers = (stride, padding, dilation, geometry.groups)
 
     def forward(self, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, activation: str) -> Tensor:
-        return self.backend.conv2d(x, self.granularity, self.shape, weight, bias, *self.numbers, activation)
+        return self.backend.conv2d(x, self.granularity, self.geometry, weight, bias, activation)
 
     def grad_input(self, grad: Tensor, x: Tensor, weight: Sequence[Tensor]) -> Tensor:
-        return self.backend.conv_grad_input(grad, x, self.granularity, self.shape, weight, *self.numbers)
+        return self.backend.conv_grad_input(grad, x, self.granularity, self.geometry, weight)
 
     def grad_values(self, grad: Tensor, x: Tensor, weight: Sequence[Tensor]) -> Tensor:
-        return self.backend.conv_grad_values(grad, x, self.granularity, self.shape, weight, *self.numbers)
+        return self.backend.conv_grad_values(grad, x, self.granularity, self.geometry, weight)
 
     def grad_bias(self, grad: Tensor) -> Tensor:
         return grad.sum((0, 2, 3))

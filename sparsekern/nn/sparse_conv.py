@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from ..layouts import Granularity, PackedWeight
-from ..ops_conv import Geometry, check_epilogue, check_geometry
+from ..layouts import Geometry, Granularity, PackedWeight
+from ..ops_conv import check_epilogue, check_geometry
 from ..plan import Backend, select_conv
 from .functional_conv import BackendConv, pair, request_of, run_conv, zero_padding
 from .sparse_layer import SparseLayer, pack_dense

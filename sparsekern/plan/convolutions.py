@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..layouts import Granularity
+from ..layouts import Geometry, Granularity
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,9 @@ class Convolutions:
         self,
         x: Tensor,
         granularity: Granularity,
-        shape: tuple[int, int, int, int],
+        geometry: Geometry,
         tensors: Sequence[Tensor],
         bias: Tensor | None,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
-        groups: int,
         activation: str,
     ) -> Tensor:
         """``activation(conv2d(x, W) + bias)``, with ``W`` packed in ``tensors``.
@@ -70,13 +66,9 @@ class Convolutions:
         Args:
             x: ``[batch, channels, height, width]``, the weight's dtype and device; any strides, also no images.
             granularity: layout of the matrix ``[out, kh * kw * in / groups]``.
-            shape: ``(out, in / groups, kh, kw)``.
+            geometry: shape of the dense weight, stride, padding, dilation and groups.
             tensors: the packed tensors in the order of ``granularity.part_names``.
             bias: ``[out]``, the weight's dtype and device, any stride; or None.
-            stride: steps of the kernel, of the height and of the width, as the next two.
-            padding: zeros on each side.
-            dilation: distance of the kernel's pixels.
-            groups: an output sees the inputs of its own group.
             activation: one of ``ops_conv.CONV_ACTIVATIONS``.
 
         Returns:
@@ -90,12 +82,8 @@ class Convolutions:
         grad: Tensor,
         x: Tensor,
         granularity: Granularity,
-        shape: tuple[int, int, int, int],
+        geometry: Geometry,
         tensors: Sequence[Tensor],
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
-        groups: int,
     ) -> Tensor:
         """The gradient of :meth:`conv2d`'s input; the reference, unless a back end has a faster one.
 
@@ -103,37 +91,25 @@ class Convolutions:
             grad: that of the convolution before its activation; any strides.
             x: the input, of which only the shape and the memory format count.
             granularity: this and what follows as for :meth:`conv2d`.
-            shape: ``(out, in / groups, kh, kw)``.
+            geometry: of the convolution.
             tensors: the packed tensors.
-            stride: of the convolution.
-            padding: of the convolution.
-            dilation: of the convolution.
-            groups: of the convolution.
 
         Returns:
             Of the shape of ``x``, in the memory format ``ops_conv.layout_of(x)``: new memory.
         """
-        return torch.ops.sparsekern.conv2d_grad_input.default(
-            grad, x, tensors, granularity.spec, shape, stride, padding, dilation, groups
-        )
+        return torch.ops.sparsekern.conv2d_grad_input.default(grad, x, tensors, granularity.spec, *geometry)
 
     def conv_grad_values(
         self,
         grad: Tensor,
         x: Tensor,
         granularity: Granularity,
-        shape: tuple[int, int, int, int],
+        geometry: Geometry,
         tensors: Sequence[Tensor],
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
-        groups: int,
     ) -> Tensor:
         """The gradient of the packed values; arguments as for :meth:`conv_grad_input`.
 
         Returns:
             Of the shape of the values: new memory, zero in the padding.
         """
-        return torch.ops.sparsekern.conv2d_grad_values.default(
-            grad, x, tensors, granularity.spec, shape, stride, padding, dilation, groups
-        )
+        return torch.ops.sparsekern.conv2d_grad_values.default(grad, x, tensors, granularity.spec, *geometry)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import sparsekern as sk
 from sparsekern.backends import CudaBackend, ReferenceBackend, TritonBackend
+from sparsekern.layouts import Geometry
 from sparsekern.ops import APPLY
 from sparsekern.ops_conv import CONV_ACTIVATIONS, layout_of
 from sparsekern.plan import ConvRequest, backends, conv_kernel_name, select_conv
@@ -109,9 +110,9 @@ def test_a_stride_goes_to_the_kernel_that_needs_no_copy(
     monkeypatch.setattr(CudaBackend, "window_conv2d", lambda self, *rest: taken.append(rest))
     for inputs, windows in ((48, 1), (40, 0)):
         packed = packed_weight(inputs=inputs)
-        numbers = ((2, 2), (0, 0), (1, 1), 1, "none")
+        geometry = Geometry(packed.dense_shape, (2, 2), (0, 0), (1, 1), 1)
         x = torch.randn(1, inputs, 5, 5)
-        CudaBackend().conv2d(x, packed.granularity, packed.dense_shape, packed.tensors, None, *numbers)
+        CudaBackend().conv2d(x, packed.granularity, geometry, packed.tensors, None, "none")
         assert len(taken) == 1 and len(products) == 1 - windows
 
 
@@ -138,10 +139,10 @@ def test_it_is_the_convolution(
     activation: str,
 ) -> None:
     packed, bias = packed_weight(), torch.randn(48)
-    shape = packed.dense_shape
     for stride, padding, size in (((1, 1), (0, 0), (5, 3)), ((2, 3), (0, 0), (5, 8)), ((2, 1), (1, 2), (4, 1))):
         x = torch.randn(2, 40, *size).to(memory_format=layout)
-        y = kind().conv2d(x, packed.granularity, shape, packed.tensors, bias, stride, padding, (1, 1), 1, activation)
+        geometry = Geometry(packed.dense_shape, stride, padding, (1, 1), 1)
+        y = kind().conv2d(x, packed.granularity, geometry, packed.tensors, bias, activation)
         expected = APPLY[activation](F.conv2d(x, packed.to_dense(), bias, stride, padding))
         torch.testing.assert_close(y, expected)
         assert y.is_contiguous(memory_format=layout) and layout_of(y) == layout
@@ -152,9 +153,8 @@ def test_it_is_the_convolution(
 def test_channels_last_images_are_not_copied(products: list[tuple[Tensor, Tensor, str]], size: tuple[int, int]) -> None:
     packed = packed_weight()
     x = torch.empty(2, 40, *size, memory_format=torch.channels_last).normal_()
-    y = CudaBackend().conv2d(
-        x, packed.granularity, packed.dense_shape, packed.tensors, None, (1, 1), (0, 0), (1, 1), 1, "relu"
-    )
+    geometry = Geometry(packed.dense_shape, (1, 1), (0, 0), (1, 1), 1)
+    y = CudaBackend().conv2d(x, packed.granularity, geometry, packed.tensors, None, "relu")
     ((rows, product, _),) = products
     assert rows.is_contiguous() and rows.data_ptr() == x.data_ptr()
     assert (
@@ -164,8 +164,8 @@ def test_channels_last_images_are_not_copied(products: list[tuple[Tensor, Tensor
 
 def test_no_images(products: list[tuple[Tensor, Tensor, str]]) -> None:
     packed, x = packed_weight(), torch.randn(0, 40, 3, 3)
-    numbers = ((1, 1), (0, 0), (1, 1), 1, "relu6")
-    y = CudaBackend().conv2d(x, packed.granularity, packed.dense_shape, packed.tensors, None, *numbers)
+    geometry = Geometry(packed.dense_shape, (1, 1), (0, 0), (1, 1), 1)
+    y = CudaBackend().conv2d(x, packed.granularity, geometry, packed.tensors, None, "relu6")
     assert y.shape == (0, 48, 3, 3)
 
 
@@ -184,12 +184,13 @@ def test_gradients(
     y = F.conv2d(x, dense, None, stride)
     grad = torch.randn_like(y)
     for_x, for_dense = torch.autograd.grad(y, (x, dense), grad)
-    numbers = (packed.granularity, packed.dense_shape, packed.tensors, (stride, stride), (0, 0), (1, 1), 1)
-    found = kind().conv_grad_input(grad, x.detach(), *numbers)
+    geometry = Geometry(packed.dense_shape, (stride, stride), (0, 0), (1, 1), 1)
+    weight = (packed.granularity, geometry, packed.tensors)
+    found = kind().conv_grad_input(grad, x.detach(), *weight)
     torch.testing.assert_close(found, for_x)
     assert layout_of(found) == layout
     kept = sk.pack(for_dense, packed.granularity, packed.to_dense() != 0)
-    torch.testing.assert_close(kind().conv_grad_values(grad, x.detach(), *numbers), kept.values)
+    torch.testing.assert_close(kind().conv_grad_values(grad, x.detach(), *weight), kept.values)
 
 
 def test_a_gpu_without_kernels_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

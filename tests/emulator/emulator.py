@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 import sparsekern as sk
+from sparsekern.layouts import Geometry
 from sparsekern.layouts.compressed import decode_columns
-from sparsekern.ops_conv import CONV_ACTIVATIONS, Geometry
+from sparsekern.ops_conv import CONV_ACTIVATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent

@@ -17,9 +17,9 @@ from torch import Tensor
 import sparsekern as sk
 from sparsekern import _native
 from sparsekern.backends.formats import blocks_of, format_of, is_nm
-from sparsekern.layouts import Block, Granularity, PackedWeight
+from sparsekern.layouts import Block, Geometry, Granularity, PackedWeight
 from sparsekern.ops import APPLY
-from sparsekern.ops_conv import CONV_ACTIVATIONS, Geometry, layout_of
+from sparsekern.ops_conv import CONV_ACTIVATIONS, layout_of
 
 if _native.native is None:
     pytest.skip(f"no native kernels: {_native.failure}", allow_module_level=True)

@@ -390,11 +390,11 @@ class OneByOne(Backend):
     def conv_kernel_name(self, request: ConvRequest) -> str:
         return "one_by_one"
 
-    def conv2d(self, x, granularity, shape, tensors, bias, stride, padding, dilation, groups, activation):  # type: ignore[no-untyped-def]
+    def conv2d(self, x, granularity, geometry, tensors, bias, activation):  # type: ignore[no-untyped-def]
         self.calls += 1
         parts = dict(zip(granularity.part_names, tensors, strict=True))
-        dense = granularity.unpack(parts, shape[:2])[..., None, None]
-        return nn.functional.conv2d(x, dense, bias, stride, padding, dilation, groups)
+        dense = granularity.unpack(parts, geometry.shape[:2])[..., None, None]
+        return nn.functional.conv2d(x, dense, bias, *geometry[1:])
 
 
 def test_a_back_end_may_take_some_convolutions() -> None:

@@ -14,6 +14,7 @@ import torch
 import sparsekern as sk
 from sparsekern.backends import triton as package
 from sparsekern.backends.triton import backend as module, tiles
+from sparsekern.layouts import Geometry
 from sparsekern.listings import UnreadableError
 from sparsekern.ops_conv import layout_of
 from sparsekern.plan import ConvRequest, Request, backends, select, select_conv
@@ -123,8 +124,8 @@ def test_a_stride_of_single_pixels_needs_no_copy(monkeypatch: pytest.MonkeyPatch
     )
     x = torch.empty(1, 48, 4, 4)
     for cols, stride, way in ((16, 1, "product"), (16, 2, "window"), (32, 2, "product")):
-        numbers = ((stride, stride), (0, 0), (1, 1), 1, "none")
-        backend.conv2d(x, sk.Block(16, cols), (32, 48, 1, 1), [], None, *numbers)
+        geometry = Geometry((32, 48, 1, 1), (stride, stride), (0, 0), (1, 1), 1)
+        backend.conv2d(x, sk.Block(16, cols), geometry, [], None, "none")
         assert taken.pop() == way
 
 
@@ -267,8 +268,8 @@ def test_the_compiler_sees_the_kernel_of_convolutions(
 
     class Layer(torch.nn.Module):
         def forward(self, x: torch.Tensor, bias: torch.Tensor, *parts: torch.Tensor) -> tuple[torch.Tensor]:
-            numbers = ((2, 1), (1, 1), (1, 1), 1, "relu6")
-            return (backend_named("triton").conv2d(x, block, shape, parts, bias, *numbers),)
+            geometry = Geometry(shape, (2, 1), (1, 1), (1, 1), 1)
+            return (backend_named("triton").conv2d(x, block, geometry, parts, bias, "relu6"),)
 
     needs_compiler()
     weight, x = torch.randn(shape).half(), torch.empty(2, 48, 7, 9).half().to(memory_format=layout)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...layouts import NM, Block, Granularity
+from ...layouts import NM, Block, Geometry, Granularity
 from ...listings import Code, UnreadableError, triton_stages
 from ...plan.convolutions import ConvRequest
 from ...plan.registry import KernelRecord, Request
@@ -77,7 +77,7 @@ class TritonBackend(GpuBackend):
             return op(x, *tensors, bias, granularity.n, granularity.m, *shape, activation)
         return torch.ops.sparsekern.triton_block_linear.default(x, *tensors, bias, *shape, activation)
 
-    def window_refusal(self, granularity: Granularity, shape: tuple[int, int, int, int], groups: int) -> str | None:
+    def window_refusal(self, granularity: Granularity, shape: Sequence[int], groups: int) -> str | None:
         return conv_refusal(granularity, shape, groups)
 
     def window_kernel_name(self, request: ConvRequest) -> str:
@@ -87,17 +87,12 @@ class TritonBackend(GpuBackend):
         self,
         x: Tensor,
         granularity: Granularity,
-        shape: tuple[int, int, int, int],
+        geometry: Geometry,
         tensors: Sequence[Tensor],
         bias: Tensor | None,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
-        groups: int,
         activation: str,
     ) -> Tensor:
-        rest = (shape, stride, padding, dilation, groups, activation)
-        return torch.ops.sparsekern.triton_block_conv2d.default(x, *tensors, bias, *rest)
+        return torch.ops.sparsekern.triton_block_conv2d.default(x, *tensors, bias, *geometry, activation)
 
     def code(self, kernel: str, request: Request, tokens: int, target: str | None) -> Code | None:
         served = request.dtype in DTYPES and _layout_refusal(request.granularity, request.dtype) is None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ...layouts import Block, Granularity
 from ..gpu_conv import described
 
 
-def conv_refusal(granularity: Granularity, shape: tuple[int, int, int, int], groups: int) -> str | None:
+def conv_refusal(granularity: Granularity, shape: Sequence[int], groups: int) -> str | None:
     """Why the kernel of convolutions does not take a weight ``(out, in / groups, kh, kw)``, if it does not.
 
     Taken for granted is that the kernel of products takes its matrix.

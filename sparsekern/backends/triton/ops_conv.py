@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 from torch.utils.flop_counter import register_flop_formula
 
-from ...layouts import Block
+from ...layouts import Block, Geometry
 from ...ops import LIBRARY, block_spec, check_devices, differentiable
-from ...ops_conv import ConvProduct, Geometry, check_conv, check_geometry, count_conv_flops, layout_of, new_output
+from ...ops_conv import ConvProduct, check_conv, check_geometry, count_conv_flops, layout_of, new_output
 from . import ops
 from .conv import conv_refusal
 from .kernels.block_conv import block_conv2d_kernel
