@@ -46,7 +46,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     tensors, shared = _stored(model.state_dict())
     # "format" is what other readers of safetensors files look for.
     folded = {
-        name: module.conv_beside(name) for name, module in model.named_modules() if isinstance(module, FoldedBatchNorm)
+        name: module.layer_beside(name) for name, module in model.named_modules() if isinstance(module, FoldedBatchNorm)
     }
     metadata = {"format": "pt", KEY: Header(layers, shared, folded).to_json()}
     target = Path(path)

@@ -2,53 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 
-from torch import fx, nn
+from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..prune.watch import undisturbed
+from .absorbed import Absorbed
+from .neighbours import neighbours
 from .plain import has_hooks
 from .sparse_conv import SparseConv2d
-from .sparse_layer import SparseLayer
-from .surgery import Obstacles, find_sites, held_aside, replace
+from .surgery import Obstacles, find_sites, replace
 
 
-class FoldedBatchNorm(nn.Identity):
-    """Stands where an ``nn.BatchNorm2d`` stood that is now part of the convolution before it.
+class FoldedBatchNorm(Absorbed):
+    """Stands where an ``nn.BatchNorm2d`` stood that is now part of the convolution before it."""
 
-    Args:
-        conv: name of that convolution, in the model that was folded.
-        name: of the BatchNorm, in the same.
-    """
-
-    def __init__(self, conv: str, name: str) -> None:
-        super().__init__()
-        self.conv, self.name = conv, name
-
-    def conv_beside(self, name: str) -> str:
-        """Name of the convolution in a model that this module has another ``name`` in: a part, or a larger one.
-
-        Raises:
-            ValueError: the convolution is no part of that model, or stands elsewhere in it.
-        """
-        if name == self.name or name.endswith(f".{self.name}"):
-            return name.removesuffix(self.name) + self.conv
-        outer = self.name.removesuffix(name)
-        if not (name and self.name.endswith(f".{name}") and self.conv.startswith(outer)):
-            raise ValueError(
-                f"{name}: expected the BatchNorm {self.name} beside the convolution {self.conv}, which it was folded "
-                "into; save the model that was folded, or a part or wrapper of it that has both"
-            )
-        return self.conv.removeprefix(outer)
-
-    def extra_repr(self) -> str:
-        """Where the numbers are now, for ``print(model)``."""
-        return f"into {self.conv}"
+    _kind, _kind_of_layer, _became = "BatchNorm", "convolution", "folded"
 
 
 @dataclass
@@ -138,87 +109,26 @@ def as_folded(model: nn.Module, folds: Mapping[str, str]) -> Iterator[None]:
 
 
 def find_pairs(model: nn.Module) -> Pairs:
-    """Look for pairs in the graph of the model, or where ``torch.fx`` cannot trace it, in ``nn.Sequential``."""
-    try:
-        graph = _traced(model)
-    except Exception as error:
-        return _in_sequences(model, f"torch.fx cannot trace the model ({type(error).__name__})")
-    modules = dict(model.named_modules(remove_duplicate=False))
-    calls = [node for node in graph.nodes if node.op == "call_module"]
-    called = Counter(modules[str(node.target)] for node in calls)
-    read = [str(node.target) for node in graph.nodes if node.op == "get_attr"]
-    candidates = []
-    for node in calls:
-        norm, source = modules[str(node.target)], node.args[0] if node.args else None
-        if isinstance(norm, nn.BatchNorm2d) and isinstance(source, fx.Node) and source.op == "call_module":
-            conv = modules[str(source.target)]
-            if isinstance(conv, nn.Conv2d):
-                reason = None
-                if len(source.users) > 1:
-                    reason = "the output of the convolution is used elsewhere too"
-                elif called[conv] > 1 or called[norm] > 1:
-                    reason = "one of the two is called more than once"
-                elif any(name.startswith((f"{source.target}.", f"{node.target}.")) for name in read):
-                    reason = "the model reads a parameter of the two past them"
-                candidates.append((conv, norm, reason))
-    return _judged(model, candidates)
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, SparseLayer) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _traced(model: nn.Module) -> fx.Graph:
-    """The graph of a model, whose forward may write to its attributes while it is traced."""
-    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
-    try:
-        with undisturbed(model):
-            return _Tracer().trace(model)
-    finally:
-        for module, attributes, buffers in before:
-            vars(module).clear()
-            vars(module).update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
-
-
-def _in_sequences(model: nn.Module, why: str) -> Pairs:
-    """Pairs that are neighbours in a plain ``nn.Sequential``; of the other convolutions, why nobody looked further.
-
-    A sequence is taken to be called as a whole, for nobody can see whether the model also steps through it.
-    """
-    candidates = []
-    for sequence in model.modules():
-        is_plain = type(sequence).__call__ is nn.Module.__call__ and type(sequence).forward is nn.Sequential.forward
-        if is_plain and "forward" not in vars(sequence):
-            for conv, norm in pairwise(sequence.children()):
-                if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                    candidates.append((conv, norm, None))
-    pairs = _judged(model, candidates)
-    if len(pairs.folds) < sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Conv2d) and name not in pairs.folds:
-                pairs.reasons.setdefault(name, f"{why}, and it is followed by none in an nn.Sequential")
-    return pairs
-
-
-def _judged(model: nn.Module, candidates: Sequence[tuple[nn.Conv2d, nn.BatchNorm2d, str | None]]) -> Pairs:
-    names: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(module, []).append(name)
-    sites = {site.layer: site for site in find_sites(model)}
-    obstacles, aside, pairs = Obstacles(model), held_aside(model), Pairs()
-    for conv, norm, known in candidates:
-        reason = known or obstacles.of(sites[conv]) or _beyond_fixed(norm)
-        if reason is None and (len(names[conv]) > 1 or len(names[norm]) > 1 or norm in aside):
-            reason = "one of the two stands in several places of the model"
+    """Look for pairs; where ``torch.fx`` cannot trace the model, say so of the convolutions that are in none."""
+    found, pairs = neighbours(model, nn.Conv2d, nn.BatchNorm2d), Pairs()
+    names = {module: name for name, module in model.named_modules()}
+    sites, obstacles = {site.layer: site for site in find_sites(model)}, Obstacles(model)
+    for pair in found.pairs:
+        conv, norm = pair.source, pair.reader
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        reason = pair.obstacle or obstacles.of(sites[conv]) or _beyond_fixed(norm)
         if reason is None and (conv.training or norm.num_features != conv.out_channels):
             reason = "the convolution is in training mode, or has another number of channels"
         if reason is None:
-            pairs.folds[names[conv][0]] = names[norm][0]
+            pairs.folds[names[conv]] = names[norm]
         else:
-            pairs.reasons[names[conv][0]] = reason
+            pairs.reasons[names[conv]] = reason
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in names)
+    if found.untraceable and len(pairs.folds) < norms:
+        why = f"{found.untraceable}, and it is followed by none in an nn.Sequential"
+        for module, name in names.items():
+            if isinstance(module, nn.Conv2d) and name not in pairs.folds:
+                pairs.reasons.setdefault(name, why)
     return pairs
 
 

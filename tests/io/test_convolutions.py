@@ -136,7 +136,7 @@ def backbone() -> nn.Module:
     return nn.Sequential(nn.Sequential(conv, norm, nn.ReLU()), nn.Flatten()).eval()
 
 
-@pytest.mark.parametrize("saved", ["what was folded", "what holds it", "a part of it"])
+@pytest.mark.parametrize("saved", ["what was folded", "what holds it", "a part of it", "a part elsewhere"])
 def test_folded_models_are_saved_as_parts_and_in_larger_ones(tmp_path: Path, saved: str) -> None:
     """The names of what was folded are those in the model that is saved."""
     model, fresh, path = backbone(), backbone(), tmp_path / "model.safetensors"
@@ -146,6 +146,9 @@ def test_folded_models_are_saved_as_parts_and_in_larger_ones(tmp_path: Path, sav
     expected = model(x)
     if saved == "a part of it":
         target, fresh, expected = model[0], fresh[0], model[0](x)
+    if saved == "a part elsewhere":
+        target, fresh = nn.Sequential(nn.ReLU(), model[0]), nn.Sequential(nn.ReLU(), fresh[0])
+        expected = target(x)
     sk.save(target, path)
     sk.load_(fresh, path)
     torch.testing.assert_close(fresh(x), expected)
