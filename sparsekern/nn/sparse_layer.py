@@ -15,7 +15,14 @@ from ..prune import make_mask
 from .functional import check_packed
 from .plain import DenseLayer, beyond_plain
 
-_ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "relu6": nn.ReLU6, "hardswish": nn.Hardswish}
+ACTIVATION_MODULES = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "relu6": nn.ReLU6,
+    "hardswish": nn.Hardswish,
+}
+"""The module that computes each fused activation, as it is made without arguments."""
 
 
 class SparseLayer(nn.Module):
@@ -85,13 +92,18 @@ class SparseLayer(nn.Module):
 
     def to_dense(self) -> nn.Module:
         """The dense layer with the same outputs, with its activation behind it."""
+        dense = self.without_activation()
+        if self.activation == "none":
+            return dense
+        return nn.Sequential(dense, ACTIVATION_MODULES[self.activation]()).train(self.training)
+
+    def without_activation(self) -> DenseLayer:
+        """The dense layer with the outputs that this one has before its activation."""
         dense = self.empty_dense()
         dense.weight = nn.Parameter(self.packed.to_dense(), requires_grad=dense.weight.requires_grad)
         if self.bias is not None:
             dense.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
-        if self.activation == "none":
-            return dense.train(self.training)
-        return nn.Sequential(dense, _ACTIVATIONS[self.activation]()).train(self.training)
+        return dense.train(self.training)
 
     def extra_repr(self) -> str:
         """Shape, granularity and, unless on the meta device, density, for ``print(model)``."""

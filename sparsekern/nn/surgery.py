@@ -152,9 +152,9 @@ def sparse_twin(
     return sparse.train(layer.training)
 
 
-def dense_twin(sparse: SparseLayer) -> nn.Module:
-    """``sparse.to_dense()`` with the same bias Parameter."""
-    dense = sparse.to_dense()
+def dense_twin(sparse: SparseLayer, activation: bool = True) -> nn.Module:
+    """``sparse.to_dense()``, with or without its activation, with the same bias Parameter."""
+    dense = sparse.to_dense() if activation else sparse.without_activation()
     layer = dense if isinstance(dense, DENSE_LAYERS) else dense.get_submodule("0")
     layer.register_parameter("bias", sparse._parameters["bias"])
     return dense

@@ -140,7 +140,7 @@ class Timing:
     rounds: int
 
 
-def time_linear(dense: nn.Linear, sparse: PackedLayer, tokens: int) -> Timing:
+def time_linear(dense: nn.Linear, sparse: PackedLayer, tokens: int, then: nn.Module | None = None) -> Timing:
     """Check a packed layer's outputs, then time it against the dense layer, both as a model calls them.
 
     Dense is what the model runs now, eager PyTorch. Compiling may make it a little faster, but takes
@@ -150,14 +150,21 @@ def time_linear(dense: nn.Linear, sparse: PackedLayer, tokens: int) -> Timing:
         dense: the layer as it is.
         sparse: the layer that would take its place, with the sparsity pattern that gets timed.
         tokens: rows of the activation.
+        then: what the model calls with the outputs of the dense layer, and the packed one has fused.
 
     Raises:
         RuntimeError: the packed layer's outputs are not those of its weight.
     """
-    return _time(dense, sparse, _numbers((tokens, dense.in_features), sparse), f"{tokens} tokens")
+    return _time(dense, sparse, _numbers((tokens, dense.in_features), sparse), f"{tokens} tokens", then)
 
 
-def time_conv2d(dense: nn.Conv2d, sparse: PackedLayer, shape: Sequence[int], layout: torch.memory_format) -> Timing:
+def time_conv2d(
+    dense: nn.Conv2d,
+    sparse: PackedLayer,
+    shape: Sequence[int],
+    layout: torch.memory_format,
+    then: nn.Module | None = None,
+) -> Timing:
     """As :func:`time_linear`, for a convolution.
 
     Args:
@@ -165,12 +172,13 @@ def time_conv2d(dense: nn.Conv2d, sparse: PackedLayer, shape: Sequence[int], lay
         sparse: the layer that would take its place.
         shape: ``[batch, channels, height, width]`` of its input.
         layout: how the input lies in memory.
+        then: as there.
 
     Raises:
         RuntimeError: the packed layer's outputs are not those of its weight.
     """
     x = _numbers(shape, sparse).contiguous(memory_format=layout)
-    return _time(dense, sparse, x, f"an input of {list(shape)}")
+    return _time(dense, sparse, x, f"an input of {list(shape)}", then)
 
 
 def _numbers(shape: Sequence[int], sparse: PackedLayer) -> Tensor:
@@ -178,22 +186,25 @@ def _numbers(shape: Sequence[int], sparse: PackedLayer) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(values.device, values.dtype)
 
 
-def _time(dense: nn.Module, sparse: PackedLayer, x: Tensor, size: str) -> Timing:
-    _check(dense, sparse, x, size)
+def _time(dense: nn.Module, sparse: PackedLayer, x: Tensor, size: str, then: nn.Module | None) -> Timing:
+    _check(dense, sparse, x, size, then or nn.Identity())
     times = interleave(
-        {"dense": lambda: dense(x), "sparse": lambda: sparse(x)}, ROUNDS, shortest=SHORTEST, longest=LONGEST
+        {"dense": lambda: dense(x) if then is None else then(dense(x)), "sparse": lambda: sparse(x)},
+        ROUNDS,
+        shortest=SHORTEST,
+        longest=LONGEST,
     )
     ratio = times["dense"].over(times["sparse"])
     return Timing(times["dense"].median, times["sparse"].median, ratio.median, ratio.spread, ratio.rounds)
 
 
-def _check(dense: nn.Module, sparse: PackedLayer, x: Tensor, size: str) -> None:
+def _check(dense: nn.Module, sparse: PackedLayer, x: Tensor, size: str, then: nn.Module) -> None:
     """Compare with the dense layer in float64."""
     with torch.inference_mode():
         found = sparse(x)
         tensors = {name: parameter.double() for name, parameter in dense.named_parameters()}
         tensors["weight"] = sparse.packed.to_dense().double()
-        expected = torch.func.functional_call(dense, tensors, (x.double(),)).to(x.dtype)
+        expected = then(torch.func.functional_call(dense, tensors, (x.double(),))).to(x.dtype)
         # Half of the digits: rounding never costs so many, and a wrong kernel costs all.
         allowed = math.sqrt(torch.finfo(x.dtype).eps) * float(expected.abs().max())
         close = torch.isclose(found, expected, rtol=0, atol=allowed, equal_nan=True)

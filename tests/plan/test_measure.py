@@ -127,3 +127,14 @@ def test_wrong_outputs_are_noticed_before_anything_is_timed(
     monkeypatch.setattr(measure, "interleave", lambda *args, **options: pytest.fail("timed"))
     with pytest.raises(RuntimeError, match=r"encoder.query: expected the outputs of its dense weight .* at 4 tokens"):
         time_linear(dense, sparse, tokens=4)
+
+
+def test_a_fused_activation_is_compared_with_one_behind_the_dense_layer() -> None:
+    dense, packed = nn.Linear(64, 32), layers()[1].packed
+    sparse = sk.SparseLinear(packed, dense.bias, "relu")
+    with pytest.raises(RuntimeError, match="expected the outputs of its dense weight"):
+        time_linear(dense, sparse, 4)
+    then = nn.ReLU(inplace=True)
+    assert time_linear(dense, sparse, 4, then).rounds
+    with pytest.raises(RuntimeError, match="expected the outputs of its dense weight"):
+        time_linear(dense, layers()[1], 4, then)
