@@ -15,7 +15,10 @@ SIGNATURES = {
     "linear": "(x, packed, bias=None, activation=None)",
     "conv2d": "(x, packed, bias=None, stride=1, padding=0, dilation=1, groups=1, activation=None)",
     "conv_from_linear": "(linear, in_shape, flatten='nchw')",
-    "sparsify_": "(model, config, filter_fn=None, example_inputs=None, calibration=None, *, fold_batch_norm=False)",
+    "sparsify_": (
+        "(model, config, filter_fn=None, example_inputs=None, calibration=None, *, fold_batch_norm=False, "
+        "fuse_activations=False)"
+    ),
     "densify_": "(model)",
     "save": "(model, path)",
     "load_": "(model, path)",

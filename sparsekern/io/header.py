@@ -42,11 +42,13 @@ class Header:
         layers: the sparse layers by fully qualified name.
         shared: tensors that are another tensor of the file under a second name: ``{name: stored name}``.
         folded: BatchNorms that are part of a convolution now: ``{name: name of the convolution}``.
+        fused: activations that a sparse layer computes now: ``{name: name of the layer}``.
     """
 
     layers: Mapping[str, LayerEntry]
     shared: Mapping[str, str]
     folded: Mapping[str, str] = field(default_factory=dict)
+    fused: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Text form that :func:`parse_header` reads back."""
@@ -55,7 +57,8 @@ class Header:
             for name, entry in self.layers.items()
         }
         header = {"version": VERSION, "layers": layers, "shared": dict(self.shared)}
-        return json.dumps(header | ({"folded": dict(self.folded)} if self.folded else {}))
+        more = {"folded": dict(self.folded), "fused": dict(self.fused)}
+        return json.dumps(header | {key: names for key, names in more.items() if names})
 
 
 def parse_header(metadata: Mapping[str, str] | None) -> Header:
@@ -73,10 +76,10 @@ def parse_header(metadata: Mapping[str, str] | None) -> Header:
     fields = _object(header, "metadata")
     if fields.get("version") != VERSION:
         raise ValueError(f"metadata: expected format version {VERSION}, found {fields.get('version')!r}")
-    layers = _object(fields.get("layers"), "metadata.layers")
+    layers = {name: _layer(entry, name) for name, entry in _object(fields.get("layers"), "metadata.layers").items()}
     shared = _names(fields.get("shared"), "metadata.shared", "a tensor")
     folded = _names(fields.get("folded", {}), "metadata.folded", "a convolution")
-    return Header({name: _layer(entry, name) for name, entry in layers.items()}, shared, folded)
+    return Header(layers, shared, folded, _fused(fields.get("fused", {}), layers))
 
 
 def import_safetensors(module: str) -> Any:
@@ -105,6 +108,18 @@ def _layer(entry: Any, name: str) -> LayerEntry:
         return LayerEntry(parse(spec), tuple(shape), activation)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def _fused(value: Any, layers: Mapping[str, LayerEntry]) -> dict[str, str]:
+    what = "metadata.fused"
+    fused, first = _names(value, what, "a layer"), dict[str, str]()
+    for name, layer in fused.items():
+        if layer not in layers or layers[layer].activation == "none":
+            raise ValueError(f"{what}: expected a sparse layer with an activation for {name!r}, found {layer!r}")
+        if layer in first:
+            raise ValueError(f"{what}: {first[layer]!r} and {name!r} are both said to be part of {layer!r}")
+        first[layer] = name
+    return fused
 
 
 def _names(value: Any, what: str, of: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..layouts import Granularity, PackedWeight, matrix_shape
 from ..nn.fold import as_folded
+from ..nn.fuse import as_fused
 from ..nn.plain import DenseLayer, dense_shape, has_hooks
 from ..nn.sparse_layer import SparseLayer
 from ..nn.surgery import Site, check_unwrapped, find_sites, not_plain, replace, sparse_twin, uncompiled
@@ -25,10 +26,10 @@ State = Mapping[str, Tensor]
 def load_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     """Load a file that :func:`sparsekern.save` wrote into a model, in place.
 
-    Layers become sparse or dense as they were when saved, and BatchNorms part of a convolution. Parameters
-    of the model stay the same objects, except for the weights of replaced layers. The whole file is
-    checked against the model before anything is changed: if it does not fit, the model is as it was. Only
-    hooks and other loading code of the model's own can still fail then; all layers are again of the kind
+    Layers become sparse or dense as they were when saved, and BatchNorms and activations part of a layer or
+    not. Parameters of the model stay the same objects, except for the weights of replaced layers. The whole
+    file is checked against the model before anything is changed: if it does not fit, the model is as it was.
+    Only hooks and other loading code of the model's own can still fail then; all layers are again of the kind
     that they were, but parameters may hold numbers of the file.
 
     Args:
@@ -55,7 +56,8 @@ def load_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
             tensors[name] = tensors[owner]
         if header.folded:
             check_unwrapped(model)
-        with as_folded(model, header.folded):
+        activations = {name: entry.activation for name, entry in header.layers.items()}
+        with as_folded(model, header.folded), as_fused(model, header.fused, activations):
             _load(model, header, tensors)
     return list(header.layers)
 

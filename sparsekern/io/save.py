@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.fold import FoldedBatchNorm
+from ..nn.fuse import FusedActivation
 from ..nn.sparse_layer import SparseLayer
 from ..nn.surgery import find_sites, uncompiled
 from .header import KEY, Header, LayerEntry, import_safetensors
@@ -31,8 +32,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises:
         ImportError: safetensors is not installed; it comes with ``pip install "sparsekern[io]"``.
         TypeError: ``model`` is no module.
-        ValueError: an entry of the state_dict that cannot be stored, a malformed packed weight, or a folded BatchNorm
-            without its convolution.
+        ValueError: an entry of the state_dict that cannot be stored, a malformed packed weight, a folded BatchNorm
+            without its convolution, or a fused activation without its layer.
     """
     safetensors = import_safetensors("safetensors.torch")
     model = uncompiled(model)
@@ -48,7 +49,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     folded = {
         name: module.layer_beside(name) for name, module in model.named_modules() if isinstance(module, FoldedBatchNorm)
     }
-    metadata = {"format": "pt", KEY: Header(layers, shared, folded).to_json()}
+    metadata = {"format": "pt", KEY: Header(layers, shared, folded, _fused(model, layers)).to_json()}
     target = Path(path)
     unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.unfinished")
     try:
@@ -56,6 +57,20 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         os.replace(unfinished, target)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _fused(model: nn.Module, layers: Mapping[str, LayerEntry]) -> dict[str, str]:
+    """The activations that layers of the model have fused, which say where they stood, and those layers."""
+    fused = {}
+    for name, module in model.named_modules():
+        if isinstance(module, FusedActivation):
+            layer = fused[name] = module.layer_beside(name)
+            if layer not in layers or layers[layer].activation != module.kind:
+                raise ValueError(
+                    f"{name}: expected a sparse layer {layer!r} that has its {module.kind} fused, found none; "
+                    "sparsekern.densify_ puts activations back before layers are replaced by hand"
+                )
+    return fused
 
 
 def _stored(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from ..report import LayerReport, Report
 from .config import Config, Sparse, names_exactly, resolve
 from .fold import folded
 from .functional_conv import request_of
+from .fuse import FusedActivation, Fusion, Fusions, find_fusions, fused_in
 from .groups import too_narrow
 from .plain import DENSE_LAYERS, DenseLayer, dense_shape, has_hooks
 from .sparse_conv import SparseConv2d
@@ -39,6 +40,7 @@ def sparsify_(
     calibration: Calibration | Iterable[Any] | None = None,
     *,
     fold_batch_norm: bool = False,
+    fuse_activations: bool = False,
 ) -> Report:
     """Prune the Linear and Conv2d layers of a model and run them on sparse kernels, in place.
 
@@ -77,6 +79,12 @@ def sparsify_(
             ``torch.fx``, or where that cannot trace the model as neighbours in an ``nn.Sequential``, which is then
             taken to be called as a whole, not module by module. The report says which convolutions were folded, and
             why others were not.
+        fuse_activations: let each layer that becomes sparse compute the activation module that alone reads its output,
+            directly or behind a BatchNorm that is folded in: ``nn.ReLU``, ``nn.SiLU`` or ``nn.GELU`` (exact), of
+            convolutions ``nn.ReLU6``, ``nn.Hardtanh(0, 6)`` or ``nn.Hardswish`` too. An identity takes its place, and
+            :func:`densify_` puts it back. They are found as those pairs are, in training mode too; functions such as
+            ``torch.relu``, and a module that is called several times, stay as they are. With ``example_inputs`` the
+            dense layer is timed with its activation then. The report says which were fused, and why others were not.
 
     Returns:
         The report; ``print`` it.
@@ -99,12 +107,15 @@ def sparsify_(
             f"use sparsekern.Sparse{kind}.from_dense(model, granularity, sparsity)"
         )
     with folded(model, wanted=fold_batch_norm) as notes:
-        layers = _decided(model, config, filter_fn, example_inputs, calibration)
+        fusions = find_fusions(model) if fuse_activations else Fusions()
+        layers = _decided(model, config, filter_fn, example_inputs, calibration, fusions.found)
         replacements: dict[nn.Module, nn.Module] = {}
         for layer in layers:
+            remarks = [layer.row.reason, notes.get(layer.site.name)]
             if layer.packed is not None:
-                replacements[layer.dense] = sparse_twin(layer.dense, layer.packed, layer.site.name)
-            layer.note(reason="; ".join(filter(None, (layer.row.reason, notes.get(layer.site.name)))))
+                replacements |= _replacements(layer, layer.packed, fusions.found.get(layer.dense))
+                remarks.append(fusions.note(layer.dense))
+            layer.note(reason="; ".join(filter(None, remarks)))
         target = Target.detect()
         report = Report(tuple(layer.row for layer in layers), f"{target.cpu}, {target.isa}, {target.threads} threads")
     replace(model, replacements)
@@ -117,6 +128,7 @@ def _decided(
     filter_fn: Callable[[nn.Module, str], bool] | None,
     example_inputs: Any,
     calibration: Calibration | Iterable[Any] | None,
+    fusions: Mapping[nn.Module, Fusion],
 ) -> list[_Layer]:
     """The layers of a model, with the packed weights of those that are to become sparse."""
     layers = [_Layer(site) for site in find_sites(model)]
@@ -124,14 +136,26 @@ def _decided(
     _pack_by_criterion(layers)
     with undisturbed(model):
         if example_inputs is not None:
-            _drop_slow(layers, model, example_inputs)
+            _drop_slow(layers, model, example_inputs, fusions)
         if calibration is not None:
             _pack_by_calibration(layers, model, calibration)
     return layers
 
 
+def _replacements(layer: _Layer, packed: PackedWeight, fusion: Fusion | None) -> dict[nn.Module, nn.Module]:
+    """The sparse layer in the place of the dense one, and what stands where an activation is that it has fused."""
+    if fusion is None:
+        return {layer.dense: sparse_twin(layer.dense, packed, layer.site.name)}
+    return {
+        layer.dense: sparse_twin(layer.dense, packed, layer.site.name, fusion.kind),
+        fusion.module: FusedActivation(fusion.module, layer.site.name, fusion.name),
+    }
+
+
 def densify_(model: nn.Module) -> list[str]:
     """Put dense layers in the place of all sparse ones: ``layer.to_dense()``, with the same bias Parameter.
+
+    An activation that ``sparsify_`` fused stands in its own place again, behind the layer.
 
     Returns:
         Names of the layers that were replaced.
@@ -139,20 +163,25 @@ def densify_(model: nn.Module) -> list[str]:
     Raises:
         TypeError: ``model`` is no module.
         ValueError: the model is itself a sparse layer or wrapped in DistributedDataParallel, or a sparse
-            layer has hooks.
+            layer or what stands for its activation has hooks.
     """
     model = uncompiled(model)
     check_unwrapped(model)
     replacements: dict[nn.Module, nn.Module] = {}
-    names = []
+    names, fused = [], fused_in(model)
     for site in find_sites(model):
         if isinstance(site.layer, SparseLayer):
             if not site.name:
                 kind = type(site.layer).__name__
                 raise ValueError(f"the model is itself a {kind} and cannot be replaced in place; use to_dense()")
+            identity = fused.get(site.layer)
             if has_hooks(site.layer):
                 raise ValueError(f"{site.name}: has hooks, which would be lost; remove them first")
-            replacements[site.layer] = dense_twin(site.layer)
+            if identity is not None:
+                if has_hooks(identity):
+                    raise ValueError(f"{identity.name}: has hooks, which would be lost; remove them first")
+                replacements[identity] = identity.original()
+            replacements[site.layer] = dense_twin(site.layer, activation=identity is None)
             names.append(site.name)
     replace(model, replacements)
     return names
@@ -295,7 +324,9 @@ def _pack_by_calibration(layers: Sequence[_Layer], model: nn.Module, calibration
             layer.take(pack(weight, wanted[name].granularity, mask))
 
 
-def _drop_slow(layers: Iterable[_Layer], model: nn.Module, example_inputs: Any) -> None:
+def _drop_slow(
+    layers: Iterable[_Layer], model: nn.Module, example_inputs: Any, fusions: Mapping[nn.Module, Fusion]
+) -> None:
     """Time each layer as the model calls it, and leave dense what is faster so."""
     chosen = [layer for layer in layers if layer.wanted is not None]
     seen = count_calls(model, {layer.site.name: layer.dense for layer in chosen}, example_inputs)
@@ -312,7 +343,7 @@ def _drop_slow(layers: Iterable[_Layer], model: nn.Module, example_inputs: Any) 
                 layer.remark(f"not measured: {reason}")
             continue
         layer.take(packed, max(call.rows for call in calls))
-        layer.note(**stopwatch.time(layer.dense, packed, layer.site.name, calls))
+        layer.note(**stopwatch.time(layer.dense, packed, layer.site.name, calls, fusions.get(layer.dense)))
         why = layer.remarks()
         if layer.row.pays or not layer.wanted.only_if_faster:
             layer.note(reason=why)

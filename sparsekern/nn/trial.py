@@ -14,6 +14,7 @@ from ..layouts import PackedWeight
 from ..ops_conv import layout_of
 from ..plan import Timing, time_conv2d, time_linear
 from ..prune.watch import call, watched
+from .fuse import Fusion
 from .plain import DenseLayer
 from .surgery import sparse_twin
 
@@ -60,9 +61,11 @@ class Stopwatch:
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], Timing] = {}
 
-    def time(self, dense: DenseLayer, packed: PackedWeight, name: str, calls: Counter[Call]) -> dict[str, float]:
-        """What the report says about all the calls of a layer in one pass of the model."""
-        timings = {call: self._time_once(dense, packed, name, call) for call in calls if call.rows}
+    def time(
+        self, dense: DenseLayer, packed: PackedWeight, name: str, calls: Counter[Call], fusion: Fusion | None = None
+    ) -> dict[str, float]:
+        """What the report says about all the calls of a layer, and of its activation, in one pass of the model."""
+        timings = {call: self._time_once(dense, packed, name, call, fusion) for call in calls if call.rows}
         dense_time = sum(timing.dense * calls[call] for call, timing in timings.items())
         sparse_time = sum(timing.sparse * calls[call] for call, timing in timings.items())
         # Each size counts by its time: equal to dense / sparse where nothing disturbed the rounds.
@@ -75,11 +78,14 @@ class Stopwatch:
             "rounds": min(timing.rounds for timing in timings.values()),
         }
 
-    def _time_once(self, dense: DenseLayer, packed: PackedWeight, name: str, call: Call) -> Timing:
+    def _time_once(
+        self, dense: DenseLayer, packed: PackedWeight, name: str, call: Call, fusion: Fusion | None
+    ) -> Timing:
         weight = (packed.granularity, packed.dense_shape, round(packed.density, 2), packed.dtype, packed.device)
-        key = (*weight, _options(dense), dense.bias is not None, call, torch.get_num_threads())
+        then = None if fusion is None else str(fusion.module)  # with its arguments: in place is faster
+        key = (*weight, _options(dense), dense.bias is not None, call, torch.get_num_threads(), then)
         if key not in self._known:
-            self._known[key] = _timed(dense, packed, name, call)
+            self._known[key] = _timed(dense, packed, name, call, fusion)
         return self._known[key]
 
 
@@ -90,8 +96,9 @@ def _options(dense: DenseLayer) -> tuple[Any, ...]:
     return tuple(dense.stride), dense.padding, tuple(dense.dilation), dense.groups, dense.padding_mode
 
 
-def _timed(dense: DenseLayer, packed: PackedWeight, name: str, call: Call) -> Timing:
-    sparse = sparse_twin(dense, packed, name)
+def _timed(dense: DenseLayer, packed: PackedWeight, name: str, call: Call, fusion: Fusion | None) -> Timing:
+    sparse = sparse_twin(dense, packed, name, None if fusion is None else fusion.kind)
+    then = () if fusion is None else (fusion.module,)
     if isinstance(dense, nn.Linear):
-        return time_linear(dense, sparse, call.rows)
-    return time_conv2d(dense, sparse, call.images, call.layout)
+        return time_linear(dense, sparse, call.rows, *then)
+    return time_conv2d(dense, sparse, call.images, call.layout, *then)

@@ -31,9 +31,9 @@ class LayerReport:
         calls: how often one pass over the example inputs calls the layer; None if not observed.
         tokens: rows of its activations, or pixels of a convolution's output, summed over those calls; None if not
             observed.
-        dense_us: microseconds of those calls of the dense layer, medians, in eager PyTorch (to compile each
-            layer would take minutes); None if not measured.
-        sparse_us: the same with the packed weight.
+        dense_us: microseconds of those calls of the dense layer, and of its activation if that can be fused, medians,
+            in eager PyTorch (to compile each layer would take minutes); None if not measured.
+        sparse_us: the same with the packed weight, and the activation fused.
         speedup: dense time over packed time, median of neighbouring runs; above 1 the packed layer is faster.
         spread: interquartile range of that ratio.
         rounds: number of neighbouring runs, the fewest of all sizes at which the layer is called.
