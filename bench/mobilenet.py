@@ -1,9 +1,10 @@
 """Whole MobileNetV2, sparse against dense PyTorch: python bench/mobilenet.py --out results.jsonl
 
 Real ImageNet weights (mobilenet_v2.py says which packages have them); BatchNorm is folded into all convolutions, of the
-dense network too, and all 1x1 convolutions are pruned at once, by least squares or by magnitude. Judged by 20 ImageNet
-images, which no pruning saw that is judged by them: half of them, mirrored too, calibrate the network that the other
-half is shown to. Top-1 is of 20, so one image is 5 points; beside it stands how far the logits are from the dense ones.
+dense network too, and all 1x1 convolutions are pruned at once, by least squares or by magnitude, and compute the ReLU6
+behind them. Judged by 20 ImageNet images, which no pruning saw that is judged by them: half of them, mirrored too,
+calibrate the network that the other half is shown to. Top-1 is of 20, so one image is 5 points; beside it stands how
+far the logits are from the dense ones.
 
 Dense and sparse run eagerly, in both memory formats; the speed-up is that of the faster sparse one over the faster
 dense one, interleaved. Peak memory is by how much the process grows at most in its first calls, in a new process each.
@@ -48,7 +49,9 @@ def pruned(model: MobileNetV2, config: sk.Sparse, calibration: Tensor | None = N
     """The network with sparse 1x1 convolutions, and how many there are; by magnitude without images to calibrate."""
     sparse = copy.deepcopy(model)
     batches = None if calibration is None else list(torch.cat([calibration, calibration.flip(3)]).split(10))
-    report = sk.sparsify_(sparse, config, is_pointwise, calibration=batches, fold_batch_norm=True)
+    report = sk.sparsify_(
+        sparse, config, is_pointwise, calibration=batches, fold_batch_norm=True, fuse_activations=True
+    )
     return sparse, report.sparse_layers
 
 
