@@ -244,17 +244,18 @@ def _fake(x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, rest: Sequen
 
 def new_output(x: Tensor, geometry: Geometry) -> Tensor:
     """Memory for the output of a convolution of ``x``, in its memory format."""
-    return _new(x, (x.shape[0], geometry.shape[0], *geometry.output_size(x.shape[2:])))
+    return new_image(x, (x.shape[0], geometry.shape[0], *geometry.output_size(x.shape[2:])))
 
 
-def _new(x: Tensor, shape: Sequence[int]) -> Tensor:
+def new_image(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Memory for images in the memory format of ``x``."""
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout_of(x))
 
 
 @torch.library.register_fake("sparsekern::conv2d_grad_input", lib=LIBRARY)
 def _(grad: Tensor, x: Tensor, weight: list[Tensor], *rest: Any) -> Tensor:
     check_devices(grad, weight, x, "sparsekern::conv2d_grad_input")
-    return _new(x, x.shape)
+    return new_image(x, x.shape)
 
 
 @torch.library.register_fake("sparsekern::conv2d_grad_values", lib=LIBRARY)

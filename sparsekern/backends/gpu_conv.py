@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layouts import Geometry, Granularity, matrix_shape
+from ..layouts import Geometry, Granularity, is_product, matrix_shape
 from ..ops import ACTIVATIONS, APPLY
 from ..ops_conv import layout_of
 from ..plan.convolutions import ConvRequest
@@ -119,12 +119,6 @@ def described(shape: Sequence[int], groups: int) -> str:
 def is_pointwise(request: ConvRequest) -> bool:
     """Whether every output is of one pixel, and of all its channels."""
     return request.shape[2:] == (1, 1) and request.groups == 1
-
-
-def is_product(geometry: Geometry) -> bool:
-    """Whether every pixel makes one of the output, so that image and output are matrices as they lie in memory."""
-    shape, stride, padding, _, groups = geometry
-    return (*shape[2:], *stride, *padding, groups) == (1, 1, 1, 1, 0, 0, 1)
 
 
 def _window_of(request: ConvRequest) -> tuple[Granularity, tuple[int, int, int, int], int]:

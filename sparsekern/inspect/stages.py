@@ -264,4 +264,4 @@ def code_stage(subject: Subject, tokens: int, target: str | None) -> CodeStage:
     if target:
         names = ", ".join(backend.name for backend in asked)
         return CodeStage(None, f"no back end has compiled code for {target} here (asked: {names})", True)
-    return CodeStage(None, f"{chosen.kernel} has no code of its own: it unpacks, and PyTorch multiplies", False)
+    return CodeStage(None, f"{chosen.kernel} has no code of its own: PyTorch multiplies", False)

@@ -2,7 +2,7 @@
 
 from .block import Block
 from .channel import Channel
-from .conv import Geometry, matrix_of, matrix_shape, weight_of
+from .conv import Geometry, is_product, matrix_of, matrix_shape, weight_of
 from .granularity import Granularity, Parts, parse, register, registered
 from .join import join_outputs
 from .nm import NM
@@ -21,6 +21,7 @@ __all__ = [
     "Parts",
     "Unstructured",
     "check_weight",
+    "is_product",
     "join_outputs",
     "matrix_of",
     "matrix_shape",
