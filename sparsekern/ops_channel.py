@@ -122,7 +122,9 @@ def _conv2d(x: Tensor, values: Tensor, channels: Tensor, bias: Tensor | None, *r
     geometry = _checked(numbers, "sparsekern::channel_conv2d")
     check_conv(x, values, bias, geometry, activation, "sparsekern::channel_conv2d")
     outputs, kept, layout = geometry.shape[0], len(values), layout_of(x)
-    if layout == torch.channels_last and is_product(geometry):
+    if is_product(geometry) and x.shape[2:] == (1, 1):
+        return _product(x.flatten(1), values, channels, bias, outputs, activation)[..., None, None]
+    if is_product(geometry) and layout == torch.channels_last:
         pixels = x.permute(0, 2, 3, 1)
         y = _product(pixels.reshape(-1, values.shape[1]), values, channels, bias, outputs, activation)
         return y.view(*pixels.shape[:-1], outputs).permute(0, 3, 1, 2)
