@@ -12,7 +12,7 @@ from torch import Tensor
 from ..layouts import Geometry, Granularity, is_product, matrix_shape
 from ..ops import ACTIVATIONS, APPLY
 from ..ops_conv import layout_of
-from ..plan.convolutions import ConvRequest
+from ..plan.convolutions import ConvCall, ConvRequest
 from ..plan.registry import Backend, Request
 
 MANY_PIXELS = 4096
@@ -35,10 +35,14 @@ class GpuConvolutions(Backend):
         served = is_pointwise(request) or self.window_refusal(*_window_of(request)) is None
         return self.missing(product_of(request)) if served else None
 
-    def conv_kernel_name(self, request: ConvRequest) -> str:
-        if is_pointwise(request):
+    def conv_kernel_name(self, request: ConvRequest, call: ConvCall | None = None) -> str:
+        if not is_pointwise(request):
+            return self.window_kernel_name(request)
+        if call is None:
             return self.kernel_name(product_of(request), MANY_PIXELS)
-        return self.window_kernel_name(request)
+        if not is_product(call.geometry) and self.window_refusal(*_window_of(request)) is None:
+            return self.window_kernel_name(request)
+        return self.kernel_name(product_of(request), call.pixels)
 
     @abstractmethod
     def window_refusal(self, granularity: Granularity, shape: Sequence[int], groups: int) -> str | None:

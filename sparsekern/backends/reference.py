@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..layouts import WEIGHT_DTYPES, Geometry, Granularity, registered
-from ..plan.convolutions import ConvRequest
+from ..plan.convolutions import ConvCall, ConvRequest
 from ..plan.registry import Backend, KernelRecord, Request
 
 
@@ -49,7 +49,7 @@ class ReferenceBackend(Backend):
     def conv_refusal(self, request: ConvRequest) -> str | None:
         return None
 
-    def conv_kernel_name(self, request: ConvRequest) -> str:
+    def conv_kernel_name(self, request: ConvRequest, call: ConvCall | None = None) -> str:
         return f"reference_conv_{request.granularity.kind}"
 
     def conv2d(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..layouts import WEIGHT_DTYPES, Channel, Geometry, Granularity
-from ..plan.convolutions import ConvRequest
+from ..plan.convolutions import ConvCall, ConvRequest
 from ..plan.registry import Backend, KernelRecord, Request
 
 
@@ -68,7 +68,7 @@ class RowsBackend(Backend):
         # Each group keeps a number of its own, and a dense convolution has groups of equal size.
         return f"convolutions in {request.groups} groups" if request.groups > 1 else None
 
-    def conv_kernel_name(self, request: ConvRequest) -> str:
+    def conv_kernel_name(self, request: ConvRequest, call: ConvCall | None = None) -> str:
         return "kept_rows_conv"
 
     def conv2d(

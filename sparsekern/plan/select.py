@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..layouts import parse
-from .convolutions import ConvRequest
+from .convolutions import ConvCall, ConvRequest
 from .registry import Backend, Request, backend_named, backends
 
 
@@ -113,6 +113,11 @@ def refusals(request: Request | ConvRequest) -> dict[str, str]:
     return reasons
 
 
-def conv_kernel_name(request: ConvRequest) -> str:
-    """Name of the kernel that runs a convolution, on the back end that serves it, for reports."""
-    return select_conv(request).conv_kernel_name(request)
+def conv_kernel_name(request: ConvRequest, call: ConvCall | None = None) -> str:
+    """Name of the kernel that runs a convolution, on the back end that serves it, for reports.
+
+    Args:
+        request: the weight.
+        call: how it is called; without it the name is that of a usual call.
+    """
+    return select_conv(request).conv_kernel_name(request, call)
