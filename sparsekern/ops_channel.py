@@ -25,25 +25,33 @@ from .ops import (
     differentiable,
     refuse_double_backward,
 )
-from .ops_conv import ConvProduct, check_conv, check_geometry, count_conv_flops, layout_of, new_image, new_output
+from .ops_conv import (
+    GEOMETRY,
+    ConvProduct,
+    check_conv,
+    check_geometry,
+    count_conv_flops,
+    layout_of,
+    new_image,
+    new_output,
+)
 
 LINE = 64
 """Bytes of a cache line, at which rows of the product begin: with others MKL takes up to a quarter longer."""
 
-_GEOMETRY = "int[] shape, int[] stride, int[] padding, int[] dilation, int groups"
 LIBRARY.define(
     "channel_linear(Tensor x, Tensor values, Tensor channels, Tensor? bias, int out_features, str activation) -> Tensor"
 )
 LIBRARY.define("channel_linear_grad_input(Tensor grad, Tensor values, Tensor channels) -> Tensor")
 LIBRARY.define("channel_linear_grad_values(Tensor grad, Tensor x, Tensor values, Tensor channels) -> Tensor")
 LIBRARY.define(
-    f"channel_conv2d(Tensor x, Tensor values, Tensor channels, Tensor? bias, {_GEOMETRY}, str activation) -> Tensor"
+    f"channel_conv2d(Tensor x, Tensor values, Tensor channels, Tensor? bias, {GEOMETRY}, str activation) -> Tensor"
 )
 LIBRARY.define(
-    f"channel_conv2d_grad_input(Tensor grad, Tensor x, Tensor values, Tensor channels, {_GEOMETRY}) -> Tensor"
+    f"channel_conv2d_grad_input(Tensor grad, Tensor x, Tensor values, Tensor channels, {GEOMETRY}) -> Tensor"
 )
 LIBRARY.define(
-    f"channel_conv2d_grad_values(Tensor grad, Tensor x, Tensor values, Tensor channels, {_GEOMETRY}) -> Tensor"
+    f"channel_conv2d_grad_values(Tensor grad, Tensor x, Tensor values, Tensor channels, {GEOMETRY}) -> Tensor"
 )
 
 

@@ -33,20 +33,22 @@ CONV_ACTIVATIONS = (*ACTIVATIONS, "relu6", "hardswish")
 """Activations that are fused with a convolution."""
 
 
-_GEOMETRY = "int[] shape, int[] stride, int[] padding, int[] dilation, int groups"
+GEOMETRY = "int[] shape, int[] stride, int[] padding, int[] dilation, int groups"
+"""What a :class:`Geometry` is in a schema."""
+
 LIBRARY.define(
-    f"conv2d(Tensor x, Tensor[] weight, Tensor? bias, str granularity, {_GEOMETRY}, str activation) -> Tensor"
+    f"conv2d(Tensor x, Tensor[] weight, Tensor? bias, str granularity, {GEOMETRY}, str activation) -> Tensor"
 )
 LIBRARY.define(
-    f"block_conv2d(Tensor x, Tensor values, Tensor columns, Tensor offsets, Tensor? bias, {_GEOMETRY},"
+    f"block_conv2d(Tensor x, Tensor values, Tensor columns, Tensor offsets, Tensor? bias, {GEOMETRY},"
     " str activation, str kernel) -> Tensor"
 )
 LIBRARY.define(
-    f"nm_conv2d(Tensor x, Tensor values, Tensor positions, Tensor? bias, int n, int m, {_GEOMETRY},"
+    f"nm_conv2d(Tensor x, Tensor values, Tensor positions, Tensor? bias, int n, int m, {GEOMETRY},"
     " str activation, str kernel) -> Tensor"
 )
-LIBRARY.define(f"conv2d_grad_input(Tensor grad, Tensor x, Tensor[] weight, str granularity, {_GEOMETRY}) -> Tensor")
-LIBRARY.define(f"conv2d_grad_values(Tensor grad, Tensor x, Tensor[] weight, str granularity, {_GEOMETRY}) -> Tensor")
+LIBRARY.define(f"conv2d_grad_input(Tensor grad, Tensor x, Tensor[] weight, str granularity, {GEOMETRY}) -> Tensor")
+LIBRARY.define(f"conv2d_grad_values(Tensor grad, Tensor x, Tensor[] weight, str granularity, {GEOMETRY}) -> Tensor")
 
 
 def layout_of(x: Tensor) -> torch.memory_format:

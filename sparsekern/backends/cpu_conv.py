@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._native import native
-from ..layouts import NM, Block, Geometry, Granularity, matrix_shape
+from ..layouts import NM, Block, Geometry, Granularity, dtype_name, matrix_shape
 from ..plan.convolutions import ConvCall, Convolutions, ConvRequest
 from .formats import blocks_of, format_of, is_nm, refused_weight
 
@@ -39,7 +39,7 @@ class CpuConvolutions(Convolutions):
     def conv_kernel_name(self, request: ConvRequest, call: ConvCall | None = None) -> str:
         format_ = format_of(request.granularity)
         assert format_ is not None
-        kind, rows, dtype = format_.kind, format_.rows, str(request.dtype).removeprefix("torch.")
+        kind, rows, dtype = format_.kind, format_.rows, dtype_name(request.dtype)
         if call is None:
             return native.choose_conv(kind, rows, USUAL_IMAGE if request.shape[2:] == (1, 1) else 1)
         if call.is_product:

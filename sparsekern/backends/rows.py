@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..layouts import WEIGHT_DTYPES, Channel, Geometry, Granularity
+from ..layouts import WEIGHT_DTYPES, Channel, Geometry, Granularity, dtype_name
 from ..plan.convolutions import ConvCall, ConvRequest
 from ..plan.registry import Backend, KernelRecord, Request
 
@@ -23,7 +23,7 @@ class RowsBackend(Backend):
     kinds: ClassVar[tuple[str, ...]] = (Channel.kind,)
 
     def kernels(self) -> list[KernelRecord]:
-        dtypes = tuple(str(dtype).removeprefix("torch.") for dtype in WEIGHT_DTYPES)
+        dtypes = tuple(dtype_name(dtype) for dtype in WEIGHT_DTYPES)
         return [
             KernelRecord(
                 name=name,
