@@ -9,7 +9,12 @@ from ._native import apply_isa_limit as _apply_isa_limit
 if _sys.argv[:1] != ["-m"]:
     _apply_isa_limit()
 
-from . import backends as _backends, ops_conv as _ops_conv, ops_grad as _ops_grad  # noqa: F401  (register themselves)
+from . import (  # noqa: F401  (register themselves)
+    backends as _backends,
+    ops_channel as _ops_channel,
+    ops_conv as _ops_conv,
+    ops_grad as _ops_grad,
+)
 from .io import load_, save
 from .layouts import NM, Block, Channel, PackedWeight, Unstructured, pack
 from .nn import (

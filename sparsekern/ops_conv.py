@@ -33,20 +33,22 @@ CONV_ACTIVATIONS = (*ACTIVATIONS, "relu6", "hardswish")
 """Activations that are fused with a convolution."""
 
 
-_GEOMETRY = "int[] shape, int[] stride, int[] padding, int[] dilation, int groups"
+GEOMETRY = "int[] shape, int[] stride, int[] padding, int[] dilation, int groups"
+"""What a :class:`Geometry` is in a schema."""
+
 LIBRARY.define(
-    f"conv2d(Tensor x, Tensor[] weight, Tensor? bias, str granularity, {_GEOMETRY}, str activation) -> Tensor"
+    f"conv2d(Tensor x, Tensor[] weight, Tensor? bias, str granularity, {GEOMETRY}, str activation) -> Tensor"
 )
 LIBRARY.define(
-    f"block_conv2d(Tensor x, Tensor values, Tensor columns, Tensor offsets, Tensor? bias, {_GEOMETRY},"
+    f"block_conv2d(Tensor x, Tensor values, Tensor columns, Tensor offsets, Tensor? bias, {GEOMETRY},"
     " str activation, str kernel) -> Tensor"
 )
 LIBRARY.define(
-    f"nm_conv2d(Tensor x, Tensor values, Tensor positions, Tensor? bias, int n, int m, {_GEOMETRY},"
+    f"nm_conv2d(Tensor x, Tensor values, Tensor positions, Tensor? bias, int n, int m, {GEOMETRY},"
     " str activation, str kernel) -> Tensor"
 )
-LIBRARY.define(f"conv2d_grad_input(Tensor grad, Tensor x, Tensor[] weight, str granularity, {_GEOMETRY}) -> Tensor")
-LIBRARY.define(f"conv2d_grad_values(Tensor grad, Tensor x, Tensor[] weight, str granularity, {_GEOMETRY}) -> Tensor")
+LIBRARY.define(f"conv2d_grad_input(Tensor grad, Tensor x, Tensor[] weight, str granularity, {GEOMETRY}) -> Tensor")
+LIBRARY.define(f"conv2d_grad_values(Tensor grad, Tensor x, Tensor[] weight, str granularity, {GEOMETRY}) -> Tensor")
 
 
 def layout_of(x: Tensor) -> torch.memory_format:
@@ -244,17 +246,18 @@ def _fake(x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, rest: Sequen
 
 def new_output(x: Tensor, geometry: Geometry) -> Tensor:
     """Memory for the output of a convolution of ``x``, in its memory format."""
-    return _new(x, (x.shape[0], geometry.shape[0], *geometry.output_size(x.shape[2:])))
+    return new_image(x, (x.shape[0], geometry.shape[0], *geometry.output_size(x.shape[2:])))
 
 
-def _new(x: Tensor, shape: Sequence[int]) -> Tensor:
+def new_image(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Memory for images in the memory format of ``x``."""
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout_of(x))
 
 
 @torch.library.register_fake("sparsekern::conv2d_grad_input", lib=LIBRARY)
 def _(grad: Tensor, x: Tensor, weight: list[Tensor], *rest: Any) -> Tensor:
     check_devices(grad, weight, x, "sparsekern::conv2d_grad_input")
-    return _new(x, x.shape)
+    return new_image(x, x.shape)
 
 
 @torch.library.register_fake("sparsekern::conv2d_grad_values", lib=LIBRARY)

@@ -29,6 +29,7 @@ ALLOWED = {
     "report": set(),
     "ops": {"layouts"},
     "ops_conv": {"layouts", "ops"},
+    "ops_channel": {"layouts", "ops", "ops_conv"},
     "ops_grad": {"layouts", "ops"},
     "plan": {"layouts", "listings", "_native"},
     "backends": {"layouts", "listings", "plan", "ops", "ops_conv", "_native"},

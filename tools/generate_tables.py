@@ -37,22 +37,28 @@ def kernel_table() -> str:
 
 
 def support_matrix() -> str:
-    """What products have a hand-written kernel on which CPU; the reference back end serves the rest.
+    """What products have a hand-written kernel on which CPU; PyTorch multiplies the rest, kept rows alone where it can.
 
     A kernel of one instruction set serves those above it too.
     """
     records = [kernel for kernel in sk.kernels() if "_grad_" not in kernel.op and kernel.isa in (*LEVELS, "torch")]
     # Where one kernel takes all that another takes, such as 16n x c all of 32n x c, its line says it for both.
     widest = [kernel for kernel in records if not any(_says_it_for(other, kernel) for other in records)]
-    isas_of: dict[tuple[str, str, str], set[str]] = {}
+    ways_of: dict[tuple[str, str, str], set[str]] = {}
     for kernel in widest:
         key = (_layer(kernel), kernel.takes, ", ".join(kernel.dtypes))
-        isas_of.setdefault(key, set()).add(kernel.isa)
+        ways_of.setdefault(key, set()).add(kernel.backend if kernel.isa == "torch" else kernel.isa)
     rows = [
-        (*key, *("kernel" if isas & set(LEVELS[i:]) else "reference" for i in range(len(LEVELS))))
-        for key, isas in sorted(isas_of.items(), key=lambda item: item[0][0] == "Conv2d")
+        (*key, *(_way(ways, set(LEVELS[i:])) for i in range(len(LEVELS))))
+        for key, ways in sorted(ways_of.items(), key=lambda item: item[0][0] == "Conv2d")
     ]
     return _markdown(("layer", "granularity", "weights", *ISAS.values()), rows)
+
+
+def _way(ways: set[str], levels: set[str]) -> str:
+    if ways & levels:
+        return "kernel"
+    return "kept rows" if "rows" in ways else "reference"
 
 
 def _layer(kernel: sk.KernelRecord) -> str:

@@ -62,69 +62,57 @@ const char* family_name(KernelFamily family) {
   }
 }
 
-py::list kernels() {
+// What the lines of all tables have.
+template <class Kernel>
+py::dict record_of(const Kernel& kernel) {
+  py::dict record;
+  record["name"] = kernel.name;
+  record["format"] = format_name(kernel.format);
+  record["rows"] = kernel.rows;
+  record["multiple"] = kernel.multiple;
+  record["isa"] = isa_name(kernel.isa);
+  record["runs_here"] = kernel.run != nullptr && isa_supported(kernel.isa);
+  return record;
+}
+
+// The lines of a table; `add` adds to a record what only this table has.
+template <class Kernel, class Add>
+py::list records_of(const Kernel* (*table_of)(int*), const Add& add) {
   int count = 0;
-  const KernelInfo* table = kernel_table(&count);
+  const Kernel* table = table_of(&count);
   py::list records;
   for (int i = 0; i < count; ++i) {
-    const KernelInfo& kernel = table[i];
-    py::dict record;
-    record["name"] = kernel.name;
-    record["format"] = format_name(kernel.format);
-    record["rows"] = kernel.rows;
-    record["multiple"] = kernel.multiple;
-    record["isa"] = isa_name(kernel.isa);
+    py::dict record = record_of(table[i]);
+    add(table[i], record);
+    records.append(record);
+  }
+  return records;
+}
+
+const char* cores_name(Cores cores) { return cores == Cores::kAny ? "any" : "amd"; }
+
+py::list kernels() {
+  return records_of(kernel_table, [](const KernelInfo& kernel, py::dict& record) {
     record["numbers"] = numbers_name(kernel.numbers);
     record["min_tokens"] = kernel.min_tokens;
-    record["runs_here"] = kernel.run != nullptr && isa_supported(kernel.isa);
-    record["cores"] = kernel.cores == Cores::kAny ? "any" : "amd";
+    record["cores"] = cores_name(kernel.cores);
     record["family"] = family_name(kernel.family);
     record["panel"] = kernel.panel;
     record["outputs"] = kernel.outputs;
     record["lanes"] = kernel.lanes;
-    records.append(record);
-  }
-  return records;
+  });
 }
 
-const char* grad_name(GradOp op) { return op == GradOp::kInput ? "input" : "values"; }
-
 py::list grad_kernels() {
-  int count = 0;
-  const GradKernelInfo* table = grad_kernel_table(&count);
-  py::list records;
-  for (int i = 0; i < count; ++i) {
-    const GradKernelInfo& kernel = table[i];
-    py::dict record;
-    record["name"] = kernel.name;
-    record["grad"] = grad_name(kernel.op);
-    record["format"] = format_name(kernel.format);
-    record["rows"] = kernel.rows;
-    record["multiple"] = kernel.multiple;
-    record["isa"] = isa_name(kernel.isa);
-    record["runs_here"] = kernel.run != nullptr && isa_supported(kernel.isa);
-    records.append(record);
-  }
-  return records;
+  return records_of(grad_kernel_table, [](const GradKernelInfo& kernel, py::dict& record) {
+    record["grad"] = kernel.op == GradOp::kInput ? "input" : "values";
+  });
 }
 
 py::list conv_kernels() {
-  int count = 0;
-  const ConvKernelInfo* table = conv_kernel_table(&count);
-  py::list records;
-  for (int i = 0; i < count; ++i) {
-    const ConvKernelInfo& kernel = table[i];
-    py::dict record;
-    record["name"] = kernel.name;
-    record["format"] = format_name(kernel.format);
-    record["rows"] = kernel.rows;
-    record["multiple"] = kernel.multiple;
-    record["isa"] = isa_name(kernel.isa);
-    record["runs_here"] = kernel.run != nullptr && isa_supported(kernel.isa);
-    record["cores"] = kernel.cores == Cores::kAny ? "any" : "amd";
-    records.append(record);
-  }
-  return records;
+  return records_of(conv_kernel_table, [](const ConvKernelInfo& kernel, py::dict& record) {
+    record["cores"] = cores_name(kernel.cores);
+  });
 }
 
 // That of the CUDA library, which may not be built: what there would be.

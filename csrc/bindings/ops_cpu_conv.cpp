@@ -78,20 +78,23 @@ ConvCallOf<T> call_of(const ConvArguments& args, const std::optional<Tensor>& bi
   return call;
 }
 
-// A convolution of pixels alone, with their channels side by side, is a product.
+// A convolution of pixels alone, with their channels side by side, is a product. Those of images of
+// one pixel lie so in either memory format, as far apart as the images.
 template <class Matrix>
 bool run_as_product(const ConvArguments& args, Format format, int64_t block_rows, const Matrix& a,
                     const ConvCallOf<typename Matrix::Value>& call) {
   using T = typename Matrix::Value;
   const int64_t pixels = args.x.size(0) * call.height.out * call.width.out;
-  const bool is_rows = call.x_channel == 1 && call.x_row == call.width.in * call.x_column &&
+  const bool is_one_pixel = call.height.in == 1 && call.width.in == 1;
+  const bool is_even = call.x_row == call.width.in * call.x_column &&
                        (call.x_image == call.height.in * call.x_row || args.x.size(0) == 1);
+  const bool is_rows = call.x_channel == 1 && call.y_channel == 1 && (is_one_pixel || is_even);
   if (!args.kernel.empty() || args.groups != 1 || !call.is_pointwise() || !is_rows) return false;
   const Numbers values = sizeof(T) == sizeof(float) ? Numbers::kFloat32 : Numbers::kBFloat16;
   const KernelInfo* kernel = choose_kernel(format, values, block_rows, pixels);
   if (kernel == nullptr) return false;
-  const CallOf<T> product{call.x,         call.x_column, call.y,
-                          a.out_features, call.bias,     call.activation};
+  const int64_t row = is_one_pixel ? call.x_image : call.x_column;
+  const CallOf<T> product{call.x, row, call.y, a.out_features, call.bias, call.activation};
   run_linear(*kernel, a, product, pixels, torch::stable::get_num_threads(), on_torch_threads);
   return true;
 }
@@ -116,7 +119,7 @@ Tensor convolve(const ConvArguments& args, Format format, int64_t block_rows, co
   ConvCallOf<T> call = call_of<T>(args, bias, y);
   call.y_channel = channels_last ? 1 : h.out * w.out;
   call.y_pixel = channels_last ? a.out_features : 1;
-  if (channels_last && run_as_product(args, format, block_rows, a, call)) return y;
+  if (run_as_product(args, format, block_rows, a, call)) return y;
   const ConvKernelInfo& kernel = pick_kernel(args, format, block_rows, pixels_together(call));
   STD_TORCH_CHECK(offsets_fit(a, call), args.op,
                   ": expected images of which a few rows, with all channels of a group, are less "

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._native import native
-from ..layouts import NM, Block, Granularity
+from ..layouts import NM, Block, Granularity, dtype_name
 from ..listings import Code, x86
 from ..ops import format_grad_input, format_grad_values
 from ..plan.choose import kernel_for
@@ -46,13 +46,13 @@ class CpuBackend(CpuConvolutions, Backend):
         format_ = format_of(request.granularity)
         assert format_ is not None
         # The op handles an input without tokens like one token.
-        return native.choose(format_.kind, format_.rows, max(1, tokens), str(request.dtype).removeprefix("torch."))
+        return native.choose(format_.kind, format_.rows, max(1, tokens), dtype_name(request.dtype))
 
     def candidates(self, request: Request) -> list[KernelRecord]:
         format_ = format_of(request.granularity)
         if format_ is None or self.refusal(request) is not None:
             return []
-        op, dtype = OPS[format_.kind], str(request.dtype).removeprefix("torch.")
+        op, dtype = OPS[format_.kind], dtype_name(request.dtype)
         records = {record.name: record for record in self.kernels()}
         # Those of levels below all that lines are chosen from are superseded.
         numbers = {1, *(record.min_tokens for record in records.values() if record.op == op)}

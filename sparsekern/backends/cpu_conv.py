@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .._native import native
-from ..layouts import NM, Block, Geometry, Granularity, matrix_shape
-from ..plan.convolutions import Convolutions, ConvRequest
+from ..layouts import NM, Block, Geometry, Granularity, dtype_name, matrix_shape
+from ..plan.convolutions import ConvCall, Convolutions, ConvRequest
 from .formats import blocks_of, format_of, is_nm, refused_weight
 
 CONV_OPS = {Block.kind: "block_conv2d", NM.kind: "nm_conv2d"}
@@ -36,11 +36,17 @@ class CpuConvolutions(Convolutions):
             return f"groups of {outputs // request.groups} outputs, of which {band} are stored together"
         return None
 
-    def conv_kernel_name(self, request: ConvRequest) -> str:
+    def conv_kernel_name(self, request: ConvRequest, call: ConvCall | None = None) -> str:
         format_ = format_of(request.granularity)
         assert format_ is not None
-        # Images are not known here; those of channels-last 1 x 1 run as products, by kernels of these.
-        return native.choose_conv(format_.kind, format_.rows, USUAL_IMAGE if request.shape[2:] == (1, 1) else 1)
+        kind, rows, dtype = format_.kind, format_.rows, dtype_name(request.dtype)
+        if call is None:
+            return native.choose_conv(kind, rows, USUAL_IMAGE if request.shape[2:] == (1, 1) else 1)
+        if call.is_product:
+            return native.choose(kind, rows, max(1, call.pixels), dtype)
+        height, width = call.geometry.output_size(call.images[2:])
+        # Beyond the end of a row lies what taps reach, so that rows are not side by side.
+        return native.choose_conv(kind, rows, height * width if request.shape[3] == 1 else width)
 
     def conv2d(
         self,

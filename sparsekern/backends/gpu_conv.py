@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layouts import Geometry, Granularity, matrix_shape
+from ..layouts import Geometry, Granularity, is_product, matrix_shape
 from ..ops import ACTIVATIONS, APPLY
 from ..ops_conv import layout_of
-from ..plan.convolutions import ConvRequest
+from ..plan.convolutions import ConvCall, ConvRequest
 from ..plan.registry import Backend, Request
 
 MANY_PIXELS = 4096
@@ -35,10 +35,14 @@ class GpuConvolutions(Backend):
         served = is_pointwise(request) or self.window_refusal(*_window_of(request)) is None
         return self.missing(product_of(request)) if served else None
 
-    def conv_kernel_name(self, request: ConvRequest) -> str:
-        if is_pointwise(request):
+    def conv_kernel_name(self, request: ConvRequest, call: ConvCall | None = None) -> str:
+        if not is_pointwise(request):
+            return self.window_kernel_name(request)
+        if call is None:
             return self.kernel_name(product_of(request), MANY_PIXELS)
-        return self.window_kernel_name(request)
+        if not is_product(call.geometry) and self.window_refusal(*_window_of(request)) is None:
+            return self.window_kernel_name(request)
+        return self.kernel_name(product_of(request), call.pixels)
 
     @abstractmethod
     def window_refusal(self, granularity: Granularity, shape: Sequence[int], groups: int) -> str | None:
@@ -119,12 +123,6 @@ def described(shape: Sequence[int], groups: int) -> str:
 def is_pointwise(request: ConvRequest) -> bool:
     """Whether every output is of one pixel, and of all its channels."""
     return request.shape[2:] == (1, 1) and request.groups == 1
-
-
-def is_product(geometry: Geometry) -> bool:
-    """Whether every pixel makes one of the output, so that image and output are matrices as they lie in memory."""
-    shape, stride, padding, _, groups = geometry
-    return (*shape[2:], *stride, *padding, groups) == (1, 1, 1, 1, 0, 0, 1)
 
 
 def _window_of(request: ConvRequest) -> tuple[Granularity, tuple[int, int, int, int], int]:

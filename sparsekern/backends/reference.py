@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..layouts import WEIGHT_DTYPES, Geometry, Granularity, registered
-from ..plan.convolutions import ConvRequest
+from ..layouts import WEIGHT_DTYPES, Geometry, Granularity, dtype_name, registered
+from ..plan.convolutions import ConvCall, ConvRequest
 from ..plan.registry import Backend, KernelRecord, Request
 
 
@@ -20,7 +20,7 @@ class ReferenceBackend(Backend):
     is_last_resort: ClassVar[bool] = True
 
     def kernels(self) -> list[KernelRecord]:
-        dtypes = tuple(str(d).removeprefix("torch.") for d in WEIGHT_DTYPES)
+        dtypes = tuple(dtype_name(dtype) for dtype in WEIGHT_DTYPES)
         return [
             KernelRecord(
                 name=name, backend=self.name, op=op, granularity=kind, dtypes=dtypes, isa="torch", runs_here=True
@@ -49,7 +49,7 @@ class ReferenceBackend(Backend):
     def conv_refusal(self, request: ConvRequest) -> str | None:
         return None
 
-    def conv_kernel_name(self, request: ConvRequest) -> str:
+    def conv_kernel_name(self, request: ConvRequest, call: ConvCall | None = None) -> str:
         return f"reference_conv_{request.granularity.kind}"
 
     def conv2d(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .. import plan
-from ..layouts import PackedWeight, pack
+from ..layouts import PackedWeight, dtype_name, pack
 from ..listings import Code, UnreadableError
 from . import pictures
 from .subject import Subject
@@ -143,7 +143,7 @@ def weight_stage(subject: Subject) -> WeightStage:
     weight = subject.weight.double()
     return WeightStage(
         shape=subject.packed.shape,
-        dtype=str(subject.weight.dtype).removeprefix("torch."),
+        dtype=dtype_name(subject.weight.dtype),
         mean=float(weight.mean()),
         std=float(weight.std(correction=0)),
         abs_max=float(weight.abs().max()),
@@ -175,7 +175,7 @@ def layout_stage(subject: Subject) -> LayoutStage:
     """The packed tensors, and whether they keep the law."""
     packed = subject.packed
     parts = [
-        Part(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.nbytes)
+        Part(name, tuple(tensor.shape), dtype_name(tensor.dtype), tensor.nbytes)
         for name, tensor in packed.parts.items()
     ]
     return LayoutStage(
@@ -264,4 +264,4 @@ def code_stage(subject: Subject, tokens: int, target: str | None) -> CodeStage:
     if target:
         names = ", ".join(backend.name for backend in asked)
         return CodeStage(None, f"no back end has compiled code for {target} here (asked: {names})", True)
-    return CodeStage(None, f"{chosen.kernel} has no code of its own: it unpacks, and PyTorch multiplies", False)
+    return CodeStage(None, f"{chosen.kernel} has no code of its own: PyTorch multiplies", False)

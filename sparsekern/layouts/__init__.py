@@ -2,11 +2,11 @@
 
 from .block import Block
 from .channel import Channel
-from .conv import Geometry, matrix_of, matrix_shape, weight_of
+from .conv import Geometry, is_product, matrix_of, matrix_shape, weight_of
 from .granularity import Granularity, Parts, parse, register, registered
 from .join import join_outputs
 from .nm import NM
-from .packed import WEIGHT_DTYPES, PackedWeight, check_weight, pack
+from .packed import WEIGHT_DTYPES, PackedWeight, check_weight, dtype_name, pack
 from .permute import permute_inputs
 from .unstructured import Unstructured
 
@@ -21,6 +21,8 @@ __all__ = [
     "Parts",
     "Unstructured",
     "check_weight",
+    "dtype_name",
+    "is_product",
     "join_outputs",
     "matrix_of",
     "matrix_shape",

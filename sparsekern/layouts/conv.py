@@ -36,6 +36,12 @@ class Geometry(NamedTuple):
         return (size + 2 * self.padding[side] - reach) // self.stride[side] + 1
 
 
+def is_product(geometry: Geometry) -> bool:
+    """Whether every pixel makes one of the output, so that image and output are matrices as they lie in memory."""
+    shape, stride, padding, _, groups = geometry
+    return (*shape[2:], *stride, *padding, groups) == (1, 1, 1, 1, 0, 0, 1)
+
+
 def matrix_shape(shape: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int] | None]:
     """Shape of the matrix of a weight ``(out, in)`` or ``(out, in, kh, kw)``, and the latter's kernel."""
     kernel = None if len(shape) == 2 else (shape[2], shape[3])

@@ -15,6 +15,11 @@ from .granularity import Granularity, Parts, require
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype as kernel tables and records have it, such as ``float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
 @dataclass(frozen=True, eq=False)
 class PackedWeight:
     """A pruned weight in the form that kernels read.

@@ -26,10 +26,10 @@ from .plain import DENSE_LAYERS, DenseLayer, dense_shape, has_hooks
 from .sparse_conv import SparseConv2d
 from .sparse_layer import SparseLayer
 from .surgery import Obstacles, Site, check_unwrapped, dense_twin, find_sites, replace, sparse_twin, uncompiled
-from .trial import Stopwatch, count_calls
+from .trial import Call, Stopwatch, conv_call, count_calls
 
-MANY_TOKENS = 256
-"""Rows of the activation for which a kernel is named where the real number was not observed."""
+USUAL_CALL = Call(rows=256)
+"""For which a kernel is named where no real call was observed."""
 
 
 def sparsify_(
@@ -204,7 +204,7 @@ class _Layer:
         module = site.layer
         if isinstance(module, SparseLayer):
             size = module.packed.nbytes
-            facts = self._facts(module.packed, MANY_TOKENS)
+            facts = self._facts(module.packed, USUAL_CALL)
             self.row = LayerReport(site.name, module.packed.dense_shape, True, "already sparse", **facts)
         else:
             shape = dense_shape(module)
@@ -227,10 +227,10 @@ class _Layer:
         self.wanted = self.packed = None
         self.note(sparse=False, reason=reason, bytes_after=self.row.bytes_before)
 
-    def take(self, packed: PackedWeight, rows: int = MANY_TOKENS) -> None:
-        """Make ``packed`` the weight to come, for activations of so many rows."""
+    def take(self, packed: PackedWeight, call: Call = USUAL_CALL) -> None:
+        """Make ``packed`` the weight to come, for such calls."""
         self.packed = packed
-        self.note(sparse=True, bytes_after=packed.nbytes, **self._facts(packed, rows))
+        self.note(sparse=True, bytes_after=packed.nbytes, **self._facts(packed, call))
 
     def remark(self, *more: str) -> None:
         """Say why the back ends with kernels do not serve the packed weight, and what else there is to say."""
@@ -248,13 +248,15 @@ class _Layer:
             return request_of(packed, layer.groups)
         return Request(packed.granularity, packed.shape, packed.dtype, packed.device.type)
 
-    def _facts(self, packed: PackedWeight, rows: int) -> dict[str, Any]:
+    def _facts(self, packed: PackedWeight, call: Call) -> dict[str, Any]:
         """What the report says about a packed weight."""
         request = self._request(packed)
         if isinstance(request, ConvRequest):
-            kernel = conv_kernel_name(request)
+            layer = self.site.layer
+            observed = conv_call(layer, packed, call) if isinstance(layer, nn.Conv2d) else None
+            kernel = conv_kernel_name(request, observed)
         else:
-            kernel = kernel_name(request, packed.values.numel(), rows)
+            kernel = kernel_name(request, packed.values.numel(), call.rows)
         density = None if packed.device.type == "meta" else packed.density
         return {"granularity": packed.granularity.label, "density": density, "kernel": kernel}
 
@@ -342,7 +344,7 @@ def _drop_slow(
             else:
                 layer.remark(f"not measured: {reason}")
             continue
-        layer.take(packed, max(call.rows for call in calls))
+        layer.take(packed, max(calls, key=lambda call: call.rows))
         layer.note(**stopwatch.time(layer.dense, packed, layer.site.name, calls, fusions.get(layer.dense)))
         why = layer.remarks()
         if layer.row.pays or not layer.wanted.only_if_faster:

@@ -6,12 +6,13 @@ import operator
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from ..layouts import Geometry, Granularity, PackedWeight
 from ..ops_conv import check_epilogue, check_geometry
-from ..plan import Backend, select_conv
+from ..plan import Backend, ConvCall, select_conv
 from .functional_conv import BackendConv, pair, request_of, run_conv, zero_padding
 from .sparse_layer import SparseLayer, pack_dense
 
@@ -144,6 +145,12 @@ class SparseConv2d(SparseLayer):
         bias = self._parameters["bias"] if "bias" in self._parameters else self.bias
         pad, mode = self._pad, self._pad_mode
         return run_conv(self._product, input, tensors, bias, self.activation, pad, mode, self.name)
+
+    def called_with(self, images: Sequence[int], layout: torch.memory_format) -> ConvCall:
+        """What the plan needs to know of a call with images ``[batch, channels, height, width]`` of that layout."""
+        batch, channels, height, width = images
+        left, right, above, below = self._pad or (0, 0, 0, 0)
+        return ConvCall((batch, channels, height + above + below, width + left + right), layout, self._geometry)
 
     def _dense_like(self, values: Tensor) -> nn.Conv2d:
         # Not nn.Conv2d alone: that would draw a weight and so change what the caller's generator gives next.

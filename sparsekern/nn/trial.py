@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from ..layouts import PackedWeight
 from ..ops_conv import layout_of
-from ..plan import Timing, time_conv2d, time_linear
+from ..plan import ConvCall, Timing, time_conv2d, time_linear
 from ..prune.watch import call, watched
 from .fuse import Fusion
 from .plain import DenseLayer
+from .sparse_conv import SparseConv2d
 from .surgery import sparse_twin
 
 
@@ -53,6 +54,15 @@ def _call_of(layer: DenseLayer, x: Tensor) -> Call:
     with torch.no_grad():
         pixels = layer._conv_forward(images.new_empty(images.shape, device="meta"), layer.weight.to("meta"), None)
     return Call(pixels.numel() // layer.out_channels, tuple(images.shape), layout_of(images))
+
+
+def conv_call(conv: nn.Conv2d, packed: PackedWeight, call: Call) -> ConvCall | None:
+    """What decides which kernel runs a call of a convolution, were it packed; None for one that was not observed."""
+    if not call.images:
+        return None
+    twin = sparse_twin(conv, packed, "")
+    assert isinstance(twin, SparseConv2d)
+    return twin.called_with(call.images, call.layout)
 
 
 class Stopwatch:

@@ -1,7 +1,7 @@
 """The middle end: what kernels exist, what they cost here, which one serves a weight."""
 
 from .choose import Choice, HostPlan, host_plan, kernel_name, renew
-from .convolutions import ConvRequest
+from .convolutions import ConvCall, ConvRequest
 from .cost import Cost, Work, predict
 from .measure import PackedLayer, Sample, Timing, interleave, time_conv2d, time_linear
 from .rates import Rates, measure_rates
@@ -21,6 +21,7 @@ from .target import Target
 __all__ = [
     "Backend",
     "Choice",
+    "ConvCall",
     "ConvRequest",
     "Cost",
     "Entry",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .._native import native
-from ..layouts import Granularity, parse
+from ..layouts import Granularity, dtype_name, parse
 from .cost import Cost, Work, predict
 from .rates import Rates
 from .registry import Backend, Request, backend_named
@@ -140,7 +140,7 @@ def alike(tokens: int) -> tuple[int, int]:
 
 
 def _is_near(entry: Entry, request: Request, work: Work, fewest: int) -> bool:
-    if (entry.granularity, entry.dtype) != (request.granularity.spec, dtype_name(request)):
+    if (entry.granularity, entry.dtype) != (request.granularity.spec, dtype_name(request.dtype)):
         return False
     few = min(entry.tokens, work.tokens) <= EXACT_TOKENS
     return all(
@@ -171,11 +171,6 @@ def _tokens_apart(entry: Entry, work: Work, fewest: int) -> float:
 def _ratio(a: float, b: float) -> float:
     """Of the larger to the smaller."""
     return max(a, b) / max(min(a, b), 1e-9)
-
-
-def dtype_name(request: Request) -> str:
-    """The weight's dtype as records have it, such as ``float32``."""
-    return str(request.dtype).removeprefix("torch.")
 
 
 # ---- in a product --------------------------------------------------------------------------------

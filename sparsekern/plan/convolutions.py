@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..layouts import Geometry, Granularity
+from ..layouts import Geometry, Granularity, is_product
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,32 @@ class ConvRequest:
     device: str
 
 
+@dataclass(frozen=True)
+class ConvCall:
+    """How a convolution is called, as far as it decides which kernel runs.
+
+    Attributes:
+        images: shape of the input, ``[batch, channels, height, width]``.
+        layout: how it lies in memory.
+        geometry: of the convolution.
+    """
+
+    images: tuple[int, int, int, int]
+    layout: torch.memory_format
+    geometry: Geometry
+
+    @property
+    def pixels(self) -> int:
+        """Of all the outputs."""
+        height, width = self.geometry.output_size(self.images[2:])
+        return self.images[0] * height * width
+
+    @property
+    def is_product(self) -> bool:
+        """Whether image and output are matrices as they lie in memory; one pixel is a row of one in either layout."""
+        return is_product(self.geometry) and (self.layout == torch.channels_last or self.images[2:] == (1, 1))
+
+
 class Convolutions:
     """The part of a :class:`Backend` that convolves; one that does not say otherwise refuses all of them."""
 
@@ -44,8 +70,8 @@ class Convolutions:
         """As :meth:`Backend.missing`, for a convolution."""
         return None
 
-    def conv_kernel_name(self, request: ConvRequest) -> str:
-        """Name of the kernel that runs for a convolution."""
+    def conv_kernel_name(self, request: ConvRequest, call: ConvCall | None = None) -> str:
+        """Name of the kernel that runs for a convolution; of the usual one where no call of it was observed."""
         raise NotImplementedError(f"{self.name} has no convolutions")
 
     def conv2d(

@@ -126,6 +126,8 @@ class Backend(Convolutions, ABC):
     name: ClassVar[str]
     devices: ClassVar[tuple[str, ...]] = ()
     """Types of the devices that it is for, such as ``cuda``; empty for any. It is not asked about weights elsewhere."""
+    kinds: ClassVar[tuple[str, ...]] = ()
+    """Kinds of the granularities that it is for, such as ``channel``; empty for any. It is not asked about others."""
     is_last_resort: ClassVar[bool] = False
     """Whether it serves only what no kernel does, at dense speed or below."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..layouts import parse
-from .convolutions import ConvRequest
+from .convolutions import ConvCall, ConvRequest
 from .registry import Backend, Request, backend_named, backends
 
 
@@ -37,12 +37,12 @@ def select_conv(request: ConvRequest) -> Backend:
 
 
 def _first_willing(request: Request | ConvRequest) -> Backend:
-    for backend in _of_device(request):
+    for backend in _concerned(request):
         if _refusal(backend, request) is None:
             if backend.is_last_resort:
                 _refuse_what_an_installation_would_serve(request)
             return backend
-    reasons = "; ".join(f"{b.name}: {_refusal(b, request)}" for b in _of_device(request))
+    reasons = "; ".join(f"{b.name}: {_refusal(b, request)}" for b in _concerned(request))
     raise NotImplementedError(
         f"no back end for {request.granularity.label} {request.dtype} on {request.device} "
         f"({reasons or 'none registered'})"
@@ -59,12 +59,12 @@ def _missing(backend: Backend, request: Request | ConvRequest) -> str | None:
 
 def willing(request: Request) -> list[Backend]:
     """Those that serve a request, the most preferred first."""
-    return [backend for backend in _of_device(request) if backend.refusal(request) is None]
+    return [backend for backend in _concerned(request) if backend.refusal(request) is None]
 
 
 def _refuse_what_an_installation_would_serve(request: Request | ConvRequest) -> None:
     """Raise for a device whose kernels are not installed: there, nobody wants the last resort without being told."""
-    install = [missing for backend in _of_device(request) if (missing := _missing(backend, request))]
+    install = [missing for backend in _concerned(request) if (missing := _missing(backend, request))]
     if install:
         raise RuntimeError(
             f"{request.granularity.label} {request.dtype} on {request.device}: the kernels are not installed; "
@@ -72,10 +72,17 @@ def _refuse_what_an_installation_would_serve(request: Request | ConvRequest) -> 
         )
 
 
-def _of_device(request: Request | ConvRequest) -> list[Backend]:
-    """Those that are for the weight's device, so that no report says of a weight on a CPU that it is not on a GPU."""
-    device = request.device.partition(":")[0]
-    return [backend for backend in backends() if not backend.devices or device in backend.devices]
+def _concerned(request: Request | ConvRequest) -> list[Backend]:
+    """Those that are for the weight's device and granularity.
+
+    So no report says of a weight on a CPU that it is not on a GPU.
+    """
+    device, kind = request.device.partition(":")[0], request.granularity.kind
+    return [
+        backend
+        for backend in backends()
+        if (not backend.devices or device in backend.devices) and (not backend.kinds or kind in backend.kinds)
+    ]
 
 
 def _name_as_constant(spec: str, shape: tuple[int, int], dtype: torch.dtype, device: str) -> str:
@@ -98,7 +105,7 @@ _conv_name_as_constant._dynamo_marked_constant = True  # type: ignore[attr-defin
 def refusals(request: Request | ConvRequest) -> dict[str, str]:
     """Reasons of the back ends that come before the selected one and refused."""
     reasons: dict[str, str] = {}
-    for backend in _of_device(request):
+    for backend in _concerned(request):
         reason = _refusal(backend, request)
         if reason is None:
             break
@@ -106,6 +113,11 @@ def refusals(request: Request | ConvRequest) -> dict[str, str]:
     return reasons
 
 
-def conv_kernel_name(request: ConvRequest) -> str:
-    """Name of the kernel that runs a convolution, on the back end that serves it, for reports."""
-    return select_conv(request).conv_kernel_name(request)
+def conv_kernel_name(request: ConvRequest, call: ConvCall | None = None) -> str:
+    """Name of the kernel that runs a convolution, on the back end that serves it, for reports.
+
+    Args:
+        request: the weight.
+        call: how it is called; without it the name is that of a usual call.
+    """
+    return select_conv(request).conv_kernel_name(request, call)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .._native import native
-from ..layouts import Granularity, PackedWeight, pack
-from .choose import HostPlan, dtype_name
+from ..layouts import Granularity, PackedWeight, dtype_name, pack
+from .choose import HostPlan
 from .cost import Work, predict
 from .measure import interleave
 from .rates import Rates, measure_rates
@@ -187,7 +187,7 @@ class _Run:
         kernel = self.fastest()
         return Entry(
             granularity=self.case.granularity.spec,
-            dtype=dtype_name(self.request),
+            dtype=dtype_name(self.request.dtype),
             out_features=self.case.out_features,
             in_features=self.case.in_features,
             density=self.density,

@@ -157,7 +157,7 @@ def test_plan_with_rates_and_measurements(capsys: pytest.CaptureFixture[str], mo
 
 
 def test_refusals_have_their_reasons(capsys: pytest.CaptureFixture[str]) -> None:
-    found = facts(capsys, "64x64", "--granularity", "channel", "--stage", "plan", "--stage", "code")
+    found = facts(capsys, "64x64", "--dtype", "float16", "--stage", "plan", "--stage", "code")
     assert found["plan"]["backend"] == "reference" and found["plan"]["refusals"]["cpu"]
     assert found["code"]["code"] is None and "PyTorch multiplies" in found["code"]["unavailable"]
 
@@ -226,7 +226,7 @@ def test_code_for_a_gpu_is_asked_of_every_back_end(
 
 def test_a_back_end_without_code_says_none() -> None:
     request = plan.Request(sk.Channel(), (64, 64), torch.float32, "cpu")
-    assert plan.select(request).code("reference_channel", request, 1, None) is None
+    assert plan.select(request).code("kept_rows", request, 1, None) is None
 
 
 # ---- text ----------------------------------------------------------------------------------------

@@ -211,7 +211,7 @@ def test_plan_says_what_runs_and_why(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_plan_knows_of_weights_without_kernels(capsys: pytest.CaptureFixture[str]) -> None:
-    assert output(capsys, "plan", "channel()", "64x96").startswith("reference_channel: ")
+    assert output(capsys, "plan", "channel()", "64x96").startswith("kept_rows: ")
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,28 @@ def test_pixels_alone_with_channels_side_by_side_are_a_product() -> None:
     conv.check(part)
 
 
+@pytest.mark.parametrize("dtype", UNITS, ids=str)
+@pytest.mark.parametrize("granularity", [sk.Block(16, 1), sk.Unstructured(), sk.NM(2, 4)], ids=lambda g: g.label)
+def test_an_image_of_one_pixel_is_a_row_of_a_product_in_either_layout(
+    granularity: Granularity, dtype: torch.dtype
+) -> None:
+    conv = Conv.random(granularity, Geometry([48, 32, 1, 1], [1, 1], [0, 0], [1, 1], 1), dtype=dtype)
+    matrix = sk.pack(conv.packed.to_dense().flatten(1), granularity)
+    bias = torch.randn(48).to(dtype)
+    for batch in (0, 1, 2, 17, 70):
+        rows = torch.randn(batch, 32).to(dtype)
+        spread = torch.randn(batch, 40, 3, 2).to(dtype)[:, 5:37, 1:2, 1:]  # the channels are six numbers apart
+        alike = rows[:1].expand(batch, -1)
+        last = rows.view(batch, 1, 1, 32).permute(0, 3, 1, 2)
+        part = torch.cat([rows, rows], 1)[:, :32, None, None]
+        for x in (rows.view(batch, 32, 1, 1), last, part, spread, alike[..., None, None]):
+            conv.check(x, bias, "gelu")
+            if x is not spread:
+                assert torch.equal(conv(x, bias).flatten(1), sk.linear(x.flatten(1), matrix, bias))
+    padded = Conv(conv.packed, conv.geometry._replace(padding=[1, 0]))
+    padded.check(torch.randn(3, 32, 1, 1).to(dtype), bias)
+
+
 # ---- errors --------------------------------------------------------------------------------------
 
 

@@ -295,10 +295,10 @@ def test_example_inputs_come_in_several_forms(form: Callable[[Tensor], Any], tim
 
 
 def test_without_a_kernel_the_report_says_so(timings: list[Any]) -> None:
-    model = nn.Sequential(nn.Linear(32, 16), nn.Linear(16, 64))
-    report = sk.sparsify_(model, sk.Sparse(sk.Channel(), 0.5), example_inputs=torch.randn(8, 32))
+    model = nn.Sequential(nn.Linear(32, 16), nn.Linear(16, 64)).half()
+    report = sk.sparsify_(model, HALF, example_inputs=torch.randn(8, 32).half())
     assert report["0"].verdict.startswith("kept dense: 0.50x at this size (cpu: n")
-    assert report["1"].verdict.startswith("channel, 50 %, reference_channel, 2.0x, cpu: n")
+    assert report["1"].verdict.startswith("16x1, 50 %, reference_block, 2.0x, cpu: n")
     (row,) = sk.sparsify_(nn.Sequential(nn.Linear(32, 32)).half(), HALF)
     assert row.verdict.startswith("16x1, 50 %, reference_block, cpu: n")
     assert row.verdict.endswith("; not measured: pass example_inputs")

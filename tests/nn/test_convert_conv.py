@@ -186,6 +186,18 @@ def test_convolutions_are_timed_as_the_model_calls_them(timings: list[tuple[Any,
     assert {layout for _, _, layout in timings} == {torch.contiguous_format}
 
 
+@pytest.mark.needs_native
+def test_the_kernel_that_is_named_is_the_one_for_the_images_that_were_seen(timings: list[tuple[Any, ...]]) -> None:
+    products = {record.name for record in sk.kernels() if record.op == "block_linear"}
+    for layout in (torch.contiguous_format, torch.channels_last):
+        model = nn.Sequential(Net().stem, nn.Conv2d(32, 32, 1), nn.AdaptiveAvgPool2d(1), nn.Conv2d(32, 48, 1)).eval()
+        report = sk.sparsify_(model, HALF, example_inputs=images().to(memory_format=layout))
+        assert report["0.0"].kernel.startswith("conv_")
+        assert (report["1"].kernel in products) == (layout == torch.channels_last)
+        assert report["3"].kernel in products, "of one pixel, which is a row in either layout"
+        assert [row.kernel for row in sk.sparsify_(model, HALF)][1].startswith("conv_"), "nothing was seen"
+
+
 def test_what_is_not_faster_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Conv2d(16, 16, 3))
     monkeypatch.setattr(trial, "time_conv2d", lambda *args: Timing(1e-6, 2e-6, 0.5, 0.1, 30))

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 import sparsekern as sk
 from sparsekern.layouts import Granularity
 from sparsekern.ops_conv import CONV_ACTIVATIONS
-from sparsekern.plan import Backend, ConvRequest, KernelRecord, Request, refusals, register_backend, select_conv
+from sparsekern.plan import (
+    Backend,
+    ConvCall,
+    ConvRequest,
+    KernelRecord,
+    Request,
+    refusals,
+    register_backend,
+    select_conv,
+)
 
 GRANULARITIES = [
     sk.Block(16, 1), sk.Block(4, 4), sk.Block(3, 2), sk.NM(2, 4), sk.NM(2, 4, 8), sk.Unstructured(), sk.Channel(),
@@ -387,7 +396,7 @@ class OneByOne(Backend):
     def conv_refusal(self, request: ConvRequest) -> str | None:
         return None if request.shape[2:] == (1, 1) and request.groups == 1 else "only 1x1"
 
-    def conv_kernel_name(self, request: ConvRequest) -> str:
+    def conv_kernel_name(self, request: ConvRequest, call: ConvCall | None = None) -> str:
         return "one_by_one"
 
     def conv2d(self, x, granularity, geometry, tensors, bias, activation):  # type: ignore[no-untyped-def]

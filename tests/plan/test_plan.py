@@ -41,7 +41,6 @@ def test_native_kernels_serve_what_they_read_on_every_isa(granularity: object, i
 @pytest.mark.parametrize(
     "wanted, reason",
     [
-        (request(sk.Channel()), "no kernel for channel"),
         (request(sk.Block(16, 1), torch.float16), "no kernel for torch.float16"),
         (request(sk.Block(16, 1), device="meta"), "weight is on meta"),
         (request(sk.Block(16, 1), columns=65_537), "more than 65536 block columns"),
@@ -56,8 +55,8 @@ def test_the_reference_serves_the_rest_and_says_why(wanted: Request, reason: str
 
 def test_without_back_ends_the_error_lists_the_reasons() -> None:
     del registry._BACKENDS["reference"]
-    with pytest.raises(NotImplementedError, match=r"no back end for channel torch.float32 on cpu \(cpu: "):
-        select(request(sk.Channel()))
+    with pytest.raises(NotImplementedError, match=r"no back end for 16x1 torch.float16 on cpu \(cpu: "):
+        select(request(sk.Block(16, 1), torch.float16))
     del registry._BACKENDS["cpu"]
     with pytest.raises(NotImplementedError, match="none registered"):
         select(request(sk.Block(16, 1)))
@@ -116,9 +115,9 @@ def test_plan_exports_what_it_promises() -> None:
 
 def test_a_back_end_without_a_choice_of_kernels_runs_its_own_and_refuses_a_name() -> None:
     weight, x = sk.pack(torch.randn(8, 6), sk.Channel()), torch.randn(3, 6)
-    reference = select(Request(weight.granularity, weight.shape, torch.float32, "cpu"))
+    rows = select(Request(weight.granularity, weight.shape, torch.float32, "cpu"))
     arguments = (x, weight.granularity, weight.shape, weight.tensors, None, "none")
-    assert reference.candidates(Request(weight.granularity, weight.shape, torch.float32, "cpu")) == []
-    assert torch.equal(reference.linear_by("", *arguments), reference.linear(*arguments))
-    with pytest.raises(ValueError, match=r"reference: expected an empty name.*got 'fast'"):
-        reference.linear_by("fast", *arguments)
+    assert rows.candidates(Request(weight.granularity, weight.shape, torch.float32, "cpu")) == []
+    assert torch.equal(rows.linear_by("", *arguments), rows.linear(*arguments))
+    with pytest.raises(ValueError, match=r"rows: expected an empty name.*got 'fast'"):
+        rows.linear_by("fast", *arguments)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...layouts import NM, Block, Geometry, Granularity
+from ...layouts import NM, Block, Geometry, Granularity, dtype_name
 from ...listings import Code, UnreadableError, triton_stages
 from ...plan.convolutions import ConvRequest
 from ...plan.registry import KernelRecord, Request
@@ -32,7 +32,7 @@ class TritonBackend(GpuBackend):
     name: ClassVar[str] = "triton"
 
     def kernels(self) -> list[KernelRecord]:
-        dtypes = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        dtypes = tuple(dtype_name(dtype) for dtype in DTYPES)
         runs_here = torch.cuda.is_available() and _device_refusal() is None
         isa = f"sm_{MIN_CAPABILITY}"
         return [

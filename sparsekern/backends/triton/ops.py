@@ -25,7 +25,7 @@ from ...ops import LIBRARY, Product, block_spec, check_devices, check_linear, co
 from .kernels.block import block_linear_kernel
 from .kernels.block_tma import block_linear_tma_kernel
 from .kernels.nm import nm_linear_kernel
-from .tiles import MIN_CAPABILITY, Tile, block_constants, block_tile, nm_constants, nm_tile, tma_tile
+from .tiles import MIN_CAPABILITY, block_constants, block_tile, nm_constants, nm_tile, tma_tile
 
 INTERPRET = not isinstance(block_linear_kernel, triton.JITFunction)
 """Whether the kernels were made for Triton's interpreter (``TRITON_INTERPRET=1``), which takes CPU tensors."""
@@ -50,80 +50,33 @@ def triton_block_linear(
     tile = tma_tile(capability, rows, cols, (y.shape[0], out_features), itemsize, activation)
     if y.numel():
         if tile is not None and columns.dtype == torch.uint8 and _begins_at_16_bytes(values):
-            _launch_block_tma(tile, x, values, columns, offsets, bias, y, activation)
+            # Each time, for it is a setting of the thread and its context. What torch.compile made has one of its own.
+            triton.set_allocator(_descriptor_memory)
+            x_rows = _described_rows(x)
+            kernel, sizes = block_linear_tma_kernel, [x_rows.shape[1], x_rows.stride(0)]
         else:
             tile = block_tile(capability, rows, y.shape[0], itemsize)
-            _launch_block(tile, x, values, columns, offsets, bias, y, activation)
+            x_rows = _rows(x, cols)
+            kernel, sizes = block_linear_kernel, [x_rows.stride(0)]
+        with torch.cuda.device_of(x):
+            wrap_triton(kernel)[(triton.cdiv(out_features, tile.rows) * triton.cdiv(y.shape[0], tile.tokens),)](
+                x_rows,
+                values,
+                columns,
+                offsets,
+                values if bias is None else bias.contiguous(),
+                y,
+                y.shape[0],
+                out_features,
+                *sizes,
+                **block_constants(tile, cols),
+                HAS_BIAS=bias is not None,
+                ACTIVATION=activation,
+                INTERPRET=INTERPRET,
+                num_warps=tile.warps,
+                num_stages=tile.stages,
+            )
     return y.view(*x.shape[:-1], out_features)
-
-
-def _launch_block(
-    tile: Tile,
-    x: Tensor,
-    values: Tensor,
-    columns: Tensor,
-    offsets: Tensor,
-    bias: Tensor | None,
-    y: Tensor,
-    activation: str,
-) -> None:
-    (tokens, outputs), cols = y.shape, values.shape[1]
-    x_rows = _rows(x, cols)
-    with torch.cuda.device_of(x):
-        wrap_triton(block_linear_kernel)[(triton.cdiv(outputs, tile.rows) * triton.cdiv(tokens, tile.tokens),)](
-            x_rows,
-            values,
-            columns,
-            offsets,
-            values if bias is None else bias.contiguous(),
-            y,
-            tokens,
-            outputs,
-            x_rows.stride(0),
-            **block_constants(tile, cols),
-            HAS_BIAS=bias is not None,
-            ACTIVATION=activation,
-            INTERPRET=INTERPRET,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-        )
-
-
-def _launch_block_tma(
-    tile: Tile,
-    x: Tensor,
-    values: Tensor,
-    columns: Tensor,
-    offsets: Tensor,
-    bias: Tensor | None,
-    y: Tensor,
-    activation: str,
-) -> None:
-    (tokens, outputs), cols = y.shape, values.shape[1]
-    x_rows = _rows(x, 16)
-    if not _begins_at_16_bytes(x_rows) or x_rows.stride(0) < x_rows.shape[1]:
-        x_rows = x_rows.clone(memory_format=torch.contiguous_format)
-    # Each time, for it is a setting of the thread and its context. What torch.compile made has an allocator of its own.
-    triton.set_allocator(_descriptor_memory)
-    with torch.cuda.device_of(x):
-        wrap_triton(block_linear_tma_kernel)[(triton.cdiv(outputs, tile.rows) * triton.cdiv(tokens, tile.tokens),)](
-            x_rows,
-            values,
-            columns,
-            offsets,
-            values if bias is None else bias.contiguous(),
-            y,
-            tokens,
-            outputs,
-            x_rows.shape[1],
-            x_rows.stride(0),
-            **block_constants(tile, cols),
-            HAS_BIAS=bias is not None,
-            ACTIVATION=activation,
-            INTERPRET=INTERPRET,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-        )
 
 
 def _descriptor_memory(size: int, alignment: int, stream: int | None) -> Tensor:
@@ -188,6 +141,14 @@ def _rows(x: Tensor, multiple: int) -> Tensor:
     if missing:
         return F.pad(rows, (0, missing))
     return rows if rows.stride(1) == 1 and rows.stride(0) % 16 == 0 else rows.contiguous()
+
+
+def _described_rows(x: Tensor) -> Tensor:
+    """:func:`_rows` as a descriptor takes them."""
+    rows = _rows(x, 16)
+    if _begins_at_16_bytes(rows) and rows.stride(0) >= rows.shape[1]:
+        return rows
+    return rows.clone(memory_format=torch.contiguous_format)
 
 
 def _begins_at_16_bytes(x: Tensor) -> bool:
