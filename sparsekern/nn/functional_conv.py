@@ -122,6 +122,9 @@ def zero_padding(
 class BackendConv(Product):
     """A back end's convolution with weights of one layout and geometry."""
 
+    # What was convolved last, and so need not be checked again: at few pixels that costs as much as a small product.
+    seen: tuple[torch.Size, torch.dtype, torch.device] | None = None
+
     def __init__(self, backend: Backend, granularity: Granularity, geometry: Geometry) -> None:
         self.backend, self.granularity, self.geometry = backend, granularity, geometry
 
@@ -167,12 +170,16 @@ def run_conv(
         x = x.to(values.dtype)
     batched = x.dim() != 3
     images = x if batched else x.unsqueeze(0)
-    check_image(images, values, product.geometry, what)
+    compiling = torch.compiler.is_compiling()
+    seen = (images.shape, images.dtype, images.device)
+    known = not compiling and seen == product.seen
+    if not known:
+        check_image(images, values, product.geometry, what)
     if pad:
         images = F.pad(images, pad, mode).contiguous(memory_format=layout_of(images))  # circular forgets it
-    compiling = torch.compiler.is_compiling()
-    if not compiling:  # where sizes may be symbols; the op checks them when it runs
+    if not (known or compiling):  # where sizes may be symbols; the op checks them when it runs
         check_size(images, product.geometry, what)
+        product.seen = seen
     if autocast:
         with torch.autocast(x.device.type, enabled=False):
             y = product.forward(images, tensors, bias, activation)
