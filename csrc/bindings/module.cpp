@@ -154,9 +154,45 @@ std::string choose(const std::string& format, int64_t block_rows, int64_t tokens
   return kernel == nullptr ? "" : kernel->name;
 }
 
-std::string choose_conv(const std::string& format, int64_t block_rows, int64_t together) {
-  const ConvKernelInfo* kernel = choose_conv_kernel(parse_format(format), block_rows, together);
-  return kernel == nullptr ? "" : kernel->name;
+// geometry: shape of the weight (4), stride, padding, dilation (2 each), groups.
+template <class T>
+const char* chosen_conv(Format format, int64_t block_rows, int64_t inputs,
+                        const std::vector<int64_t>& images, bool channels_last,
+                        const std::vector<int64_t>& geometry) {
+  const auto side_of = [&](int dim) {
+    Side side{images[dim],      0, geometry[dim], geometry[dim + 2], geometry[dim + 4],
+              geometry[dim + 6]};
+    side.out =
+        (side.in + 2 * side.padding - (side.kernel - 1) * side.dilation - 1) / side.stride + 1;
+    return side;
+  };
+  ConvCallOf<T> call{};
+  call.height = side_of(2);
+  call.width = side_of(3);
+  call.channels = geometry[1];
+  call.groups = geometry[10];
+  const int64_t channels = images[1], pixels = images[2] * images[3];
+  const bool lines = channels_last || pixels == 1;
+  call.x_image = channels * pixels;
+  call.x_channel = lines ? 1 : pixels;
+  call.x_column = lines ? channels : 1;
+  call.x_row = images[3] * call.x_column;
+  call.y_channel =
+      channels_last || call.height.out * call.width.out == 1 ? 1 : call.height.out * call.width.out;
+  const ConvChoice choice = choose_conv(format, block_rows, inputs, call, images[0]);
+  if (choice.product != nullptr) return choice.product->name;
+  return choice.conv == nullptr ? "" : choice.conv->name;
+}
+
+std::string choose_conv_name(const std::string& format, int64_t block_rows, int64_t inputs,
+                             const std::vector<int64_t>& images, bool channels_last,
+                             const std::vector<int64_t>& geometry, const std::string& values) {
+  if (images.size() != 4 || geometry.size() != 11) {
+    throw py::value_error("expected four sizes of images and eleven numbers of a geometry");
+  }
+  const auto chosen =
+      parse_numbers(values) == Numbers::kFloat32 ? &chosen_conv<float> : &chosen_conv<BFloat16>;
+  return chosen(parse_format(format), block_rows, inputs, images, channels_last, geometry);
 }
 
 }  // namespace
@@ -175,9 +211,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("choose", &choose, py::arg("format"), py::arg("rows"), py::arg("tokens"),
         py::arg("values") = "float32",
         "Name of the kernel that serves a format with so many rows together; empty if none does.");
-  m.def("choose_conv", &choose_conv, py::arg("format"), py::arg("rows"), py::arg("together"),
-        "Name of the kernel that convolves with a format, so many pixels side by side; empty if "
-        "none does.");
+  m.def("choose_conv", &choose_conv_name, py::arg("format"), py::arg("rows"), py::arg("inputs"),
+        py::arg("images"), py::arg("channels_last"), py::arg("geometry"),
+        py::arg("values") = "float32",
+        "Name of the kernel that convolves images with a weight of so many inputs, padding "
+        "included; empty if none does. geometry: the weight's shape, stride, padding, dilation, "
+        "groups.");
   m.def(
       "fma_peak_gflops",
       [](double seconds, const std::string& values) {

@@ -15,7 +15,6 @@
 #include "bindings/common.h"
 #include "bindings/conv_arguments.h"
 #include "cpu/conv_dispatch.h"
-#include "cpu/dispatch.h"
 
 namespace sparsekern {
 namespace {
@@ -42,18 +41,25 @@ void check(const ConvArguments& args, ScalarType dtype) {
                   found(*args.bias));
 }
 
-const ConvKernelInfo& pick_kernel(const ConvArguments& args, Format format, int64_t block_rows,
-                                  int64_t together) {
-  const ConvKernelInfo* kernel = args.kernel.empty()
-                                     ? choose_conv_kernel(format, block_rows, together)
-                                     : find_conv_kernel(args.kernel.c_str());
+// The kernel of that name, or the first that serves the call.
+template <class Matrix>
+ConvChoice pick_kernel(const ConvArguments& args, Format format, int64_t block_rows,
+                       const Matrix& a, const ConvCallOf<typename Matrix::Value>& call) {
+  ConvChoice choice;
+  if (args.kernel.empty()) {
+    choice = choose_conv(format, block_rows, a.padded_in_features(), call, args.x.size(0));
+    if (choice.product != nullptr) return choice;
+  } else {
+    choice.conv = find_conv_kernel(args.kernel.c_str());
+  }
+  const ConvKernelInfo* kernel = choice.conv;
   const std::string what = format_text(format, block_rows);
   STD_TORCH_CHECK(kernel != nullptr, args.op, ": no kernel named '", args.kernel, "' for ", what,
                   "; python -m sparsekern kernels lists them");
   STD_TORCH_CHECK(
       kernel->run != nullptr && isa_supported(kernel->isa) && kernel->takes(format, block_rows),
       args.op, ": kernel '", kernel->name, "' does not run on this CPU or does not take ", what);
-  return *kernel;
+  return choice;
 }
 
 template <class T>
@@ -78,27 +84,6 @@ ConvCallOf<T> call_of(const ConvArguments& args, const std::optional<Tensor>& bi
   return call;
 }
 
-// A convolution of pixels alone, with their channels side by side, is a product. Those of images of
-// one pixel lie so in either memory format, as far apart as the images.
-template <class Matrix>
-bool run_as_product(const ConvArguments& args, Format format, int64_t block_rows, const Matrix& a,
-                    const ConvCallOf<typename Matrix::Value>& call) {
-  using T = typename Matrix::Value;
-  const int64_t pixels = args.x.size(0) * call.height.out * call.width.out;
-  const bool is_one_pixel = call.height.in == 1 && call.width.in == 1;
-  const bool is_even = call.x_row == call.width.in * call.x_column &&
-                       (call.x_image == call.height.in * call.x_row || args.x.size(0) == 1);
-  const bool is_rows = call.x_channel == 1 && call.y_channel == 1 && (is_one_pixel || is_even);
-  if (!args.kernel.empty() || args.groups != 1 || !call.is_pointwise() || !is_rows) return false;
-  const Numbers values = sizeof(T) == sizeof(float) ? Numbers::kFloat32 : Numbers::kBFloat16;
-  const KernelInfo* kernel = choose_kernel(format, values, block_rows, pixels);
-  if (kernel == nullptr) return false;
-  const int64_t row = is_one_pixel ? call.x_image : call.x_column;
-  const CallOf<T> product{call.x, row, call.y, a.out_features, call.bias, call.activation};
-  run_linear(*kernel, a, product, pixels, torch::stable::get_num_threads(), on_torch_threads);
-  return true;
-}
-
 template <class Matrix>
 Tensor convolve(const ConvArguments& args, Format format, int64_t block_rows, const Matrix& a,
                 ScalarType dtype) {
@@ -119,13 +104,20 @@ Tensor convolve(const ConvArguments& args, Format format, int64_t block_rows, co
   ConvCallOf<T> call = call_of<T>(args, bias, y);
   call.y_channel = channels_last ? 1 : h.out * w.out;
   call.y_pixel = channels_last ? a.out_features : 1;
-  if (run_as_product(args, format, block_rows, a, call)) return y;
-  const ConvKernelInfo& kernel = pick_kernel(args, format, block_rows, pixels_together(call));
-  STD_TORCH_CHECK(offsets_fit(a, call), args.op,
+  const int64_t images = args.x.size(0), threads = torch::stable::get_num_threads();
+  const ConvChoice choice = pick_kernel(args, format, block_rows, a, call);
+  if (choice.product != nullptr) {
+    const int64_t row = h.in * w.in == 1 ? call.x_image : call.x_column;
+    const CallOf<T> product{call.x, row, call.y, a.out_features, call.bias, call.activation};
+    run_linear(*choice.product, a, product, images * h.out * w.out, threads, on_torch_threads);
+    return y;
+  }
+  const ConvKernelInfo& kernel = *choice.conv;
+  STD_TORCH_CHECK(offsets_fit(kernel, a, call), args.op,
                   ": expected images of which a few rows, with all channels of a group, are less "
                   "than 2^31 numbers, got ",
                   call.channels, " channels of ", call.width.in, " columns");
-  run_conv(kernel, a, call, args.x.size(0), torch::stable::get_num_threads(), on_torch_threads);
+  run_conv(kernel, a, call, images, threads, on_torch_threads);
   return y;
 }
 

@@ -20,7 +20,6 @@ struct Side {
   int64_t phase(int64_t index) const { return index * dilation % stride; }
   int64_t phase_index(int64_t tap) const { return tap % period(); }
   int64_t shift(int64_t tap) const { return tap * dilation / stride; }
-  int64_t most_shift() const { return shift(kernel - 1); }
 
  private:
   int64_t period() const {
@@ -56,28 +55,54 @@ struct ConvCallOf {
   }
 };
 
+// How a side of the image lies in planes: whole, where kernels take pixels that are a stride apart,
+// else its phases one by one.
+struct PlaneSide {
+  Side side;
+  bool whole;
+
+  // most_step: pixels from one to the next that kernels can step over, at most; 0 for kernels that
+  // read vectors. A phase that no tap sees is better left out.
+  PlaneSide(const Side& of, int64_t most_step)
+      : side(of), whole(of.stride <= most_step && of.phases() == of.stride) {}
+
+  int64_t phases() const { return whole ? 1 : side.phases(); }
+  int64_t phase(int64_t index) const { return whole ? 0 : side.phase(index); }
+  int64_t phase_index(int64_t tap) const { return whole ? 0 : side.phase_index(tap); }
+  int64_t shift(int64_t tap) const { return whole ? tap * side.dilation : side.shift(tap); }
+  // From a pixel of the output to the next: places of a plane. From a place to the next: pixels of
+  // the image.
+  int64_t step() const { return whole ? side.stride : 1; }
+  int64_t image_step() const { return whole ? 1 : side.stride; }
+  // Places that so many pixels of the output need.
+  int64_t length(int64_t out) const { return (out - 1) * step() + shift(side.kernel - 1) + 1; }
+};
+
 // How the pixels that a band of output rows needs lie: for each channel and phase a plane of rows,
-// as long as those of the output and what taps reach beyond. A pixel of the output is a place in a
-// plane, p = row * pitch + column; what lies between its rows is computed and not written.
+// as long as those of the output and what taps reach beyond.
 struct PlaneLayout {
+  PlaneSide height, width;
   int64_t pitch;    // from a row to the next
   int64_t rows;     // of a plane
   int64_t channel;  // floats from a channel to the next
 
   template <class T>
-  PlaneLayout(const ConvCallOf<T>& call, int64_t out_rows)
-      : pitch(call.width.out + call.width.most_shift()), rows(out_rows + call.height.most_shift()) {
-    // An odd number of cache lines: planes do not compete for the same sets of a cache.
+  PlaneLayout(const ConvCallOf<T>& call, int64_t out_rows, int64_t most_step)
+      : height(call.height, most_step),
+        width(call.width, most_step),
+        pitch(width.length(call.width.out)),
+        rows(height.length(out_rows)) {
+    // Room for what whole vectors write beyond a plane; and an odd number of cache lines, so that
+    // planes do not compete for the same sets of a cache.
     constexpr int64_t kLine = 16;
-    const int64_t floats = call.height.phases() * call.width.phases() * rows * pitch;
-    channel = (ceil_div(floats, kLine) | 1) * kLine;
+    channel = (ceil_div(phases() * rows * pitch + kLine - 1, kLine) | 1) * kLine;
   }
 
-  template <class T>
-  int64_t offset(const ConvCallOf<T>& call, int64_t tap_row, int64_t tap_column) const {
+  int64_t phases() const { return height.phases() * width.phases(); }
+  int64_t offset(int64_t tap_row, int64_t tap_column) const {
     const int64_t phase =
-        call.height.phase_index(tap_row) * call.width.phases() + call.width.phase_index(tap_column);
-    return (phase * rows + call.height.shift(tap_row)) * pitch + call.width.shift(tap_column);
+        height.phase_index(tap_row) * width.phases() + width.phase_index(tap_column);
+    return (phase * rows + height.shift(tap_row)) * pitch + width.shift(tap_column);
   }
 };
 

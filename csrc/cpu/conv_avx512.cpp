@@ -23,7 +23,7 @@ namespace {
 }  // namespace
 }  // namespace sparsekern::avx512
 
-SPARSEKERN_DEFINE_CONV(avx512, conv_r16_avx512, ConvOutputs<Vec16, 16>)
+SPARSEKERN_DEFINE_CONV(avx512, conv_r16_avx512, ConvOutputs<Vec16, 28>)
 SPARSEKERN_DEFINE_CONV(avx512, conv_r8_avx512, ConvBlocks<Vec16, 8, 3>)
 SPARSEKERN_DEFINE_CONV(avx512, conv_r4_avx512, ConvBlocks<Vec16, 4, 6>)
 SPARSEKERN_DEFINE_CONV(avx512, conv_r1_avx512, ConvSingleBlocks<Vec16, 6, 2>)

@@ -73,10 +73,12 @@ struct ConvBlocks {
   using Matrix = BlockMatrix;
   static constexpr int kVectors = kMostVectors;
   static constexpr int64_t kPanel = kMostVectors * V::kLanes;
+  static constexpr int64_t kMostStep = 0;
 
-  template <class Body>
-  static void for_each_panel(const BlockMatrix&, const BandPixels& band, const Body& body) {
-    for_each_vector_panel<V, true>(band, kVectors, body);
+  template <class T>
+  static void run_chunk(const BlockMatrix& a, const ConvCallOf<T>& call, const BandPixels& band,
+                        int64_t first_pixel, const ConvRoom& room, const float* bias, T* y) {
+    run_vector_panels<ConvBlocks, true>(a, call, band, first_pixel, room, bias, y, kVectors);
   }
 
   // All outputs of the chunk for MV vectors of pixels from `place` on. y: the image's, of the

@@ -3,6 +3,7 @@
 
 #include "core/cpu_info.h"
 #include "cpu/conv_share.h"
+#include "cpu/dispatch.h"
 #include "cpu/threads.h"
 
 namespace sparsekern {
@@ -16,7 +17,8 @@ struct ConvKernelInfo {
   int64_t rows;
   bool multiple;  // any multiple of `rows`, not just `rows`
   int64_t panel;
-  int64_t together;  // most pixels side by side for which it is chosen
+  int64_t most_step;  // pixels from one that is read to the next, at most; 0: vectors are read
+  int64_t together;   // most pixels of an image that vectors can read in place, to be chosen
   ConvKernel run;
   Cores cores = Cores::kAny;
 
@@ -28,15 +30,18 @@ struct ConvKernelInfo {
 // The kernel table of the convolutions, most preferred first.
 const ConvKernelInfo* conv_kernel_table(int* count);
 
-// First kernel of the table that takes the format, the height of its blocks and so many pixels side
-// by side, within the ISA limit and on these cores; or null.
-const ConvKernelInfo* choose_conv_kernel(Format format, int64_t block_rows, int64_t together);
+// What runs a convolution: a kernel of its own, or, of one that is the product of the rows that its
+// pixels are, one of those; or neither.
+struct ConvChoice {
+  const ConvKernelInfo* conv = nullptr;
+  const KernelInfo* product = nullptr;
+};
 
-// Of the output of a call.
+// First kernel of a table that takes the format, the height of its blocks and the call, within the
+// ISA limit and on these cores. inputs: of the weight, with its padding.
 template <class T>
-int64_t pixels_together(const ConvCallOf<T>& call) {
-  return call.width.most_shift() == 0 ? call.height.out * call.width.out : call.width.out;
-}
+ConvChoice choose_conv(Format format, int64_t block_rows, int64_t inputs, const ConvCallOf<T>& call,
+                       int64_t images);
 
 // The kernel of that name; null if there is none.
 const ConvKernelInfo* find_conv_kernel(const char* name);
@@ -51,7 +56,8 @@ bool groups_fit(const Matrix& a, int64_t groups) {
 // Whether planes of a few rows of the image are so short that 32 bits hold where an input lies.
 // Sides of padded images have to fit 32 bits themselves.
 template <class Matrix>
-bool offsets_fit(const Matrix& a, const ConvCallOf<typename Matrix::Value>& call);
+bool offsets_fit(const ConvKernelInfo& kernel, const Matrix& a,
+                 const ConvCallOf<typename Matrix::Value>& call);
 
 // y = activation(convolution + bias) for so many images, on at most `threads` threads. The groups
 // and the offsets have to fit.

@@ -4,7 +4,7 @@
 //   for a band of output rows of an image, and a group of channels:
 //     its pixels: where they are in x, or as planes
 //     for a chunk of bands of outputs whose weights stay in L2 (widened, if they are bfloat16):
-//       for a panel of pixels:  Family::run_panel
+//       Family::run_chunk, for one panel of pixels after the other
 
 static void widen(const BFloat16* from, int64_t count, float* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = widened(from[i]);
@@ -70,13 +70,7 @@ static void run_band(const Matrix& a, const ConvCallOf<T>& call, const BandPixel
     const int64_t outputs = min64(end * a.band_outputs(), a.out_features) - output;
     const auto chunk = part_of(a, begin, end, outputs, room);
     const float* bias = bias_of(call.bias ? call.bias + output : nullptr, outputs, room);
-    Family::for_each_panel(chunk, band, [&](int64_t place, int64_t count) {
-      with_vectors<Family::kVectors>(count, [&](auto vectors) {
-        Family::template run_panel<decltype(vectors)::value>(chunk, call, band,
-                                                             ConvPanel{place, first_pixel}, room,
-                                                             bias, y + output * call.y_channel);
-      });
-    });
+    Family::run_chunk(chunk, call, band, first_pixel, room, bias, y + output * call.y_channel);
   }
 }
 
@@ -91,18 +85,21 @@ static void run_conv(const Matrix& a, const ConvCallOf<T>& call, const ConvShare
     const int64_t image = row / h.out, first_row = row % h.out;
     const int64_t rows = min64(min64(share.band_rows, h.out - first_row), share.row_end - row);
     next = row + rows;
-    const PlaneLayout layout(call, rows);
+    const PlaneLayout layout(call, rows, Family::kMostStep);
     const T* const x = call.x + image * call.x_image;
     T* const y = call.y + image * call.y_image;
-    const bool readable = share.readable && rows * call.width.out >= V::kLanes;
+    const bool readable =
+        share.readable && (Family::kMostStep > 0 || rows * call.width.out >= V::kLanes);
     for (int64_t g = share.band_begin / group_bands; g * group_bands < share.band_end; ++g) {
       const T* const channels = x + g * call.channels * call.x_channel;
-      BandPixels band{room.planes, layout.pitch, rows, call.width.out};
+      BandPixels band{room.planes, layout.height.step() * layout.pitch, layout.width.step(), rows,
+                      call.width.out};
       if (readable) {
-        if constexpr (sizeof(T) == sizeof(float)) band.base = channels + first_row * call.x_row;
-        for (int64_t c = 0; c < call.channels; ++c) {
-          room.offsets[c] = (int32_t)(c * call.x_channel);
-        }
+        const int64_t pitch = h.stride * call.x_row;
+        if constexpr (sizeof(T) == sizeof(float)) band.base = channels + first_row * pitch;
+        band.pitch = pitch;
+        band.step = call.width.stride * call.x_column;
+        make_offsets_in_image(call, room.offsets);
       } else {
         make_planes<V>(call, layout, channels, first_row, room.planes);
         make_offsets(call, layout, a.padded_in_features(), room.offsets);

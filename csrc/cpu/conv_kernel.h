@@ -7,8 +7,9 @@
 
 namespace sparsekern {
 
-enum ConvKernelPanel : int64_t {
-#define SPARSEKERN_CONV_KERNEL(name, format, isa, rows, multiple, panel, ...) kPanel_##name = panel,
+enum ConvKernelPixels : int64_t {
+#define SPARSEKERN_CONV_KERNEL(name, format, isa, rows, multiple, panel, step, ...) \
+  kPanel_##name = panel, kStep_##name = step,
 #include "cpu/conv_kernels.inc"
 #undef SPARSEKERN_CONV_KERNEL
 };
@@ -22,6 +23,7 @@ enum ConvKernelPanel : int64_t {
     using namespace sparsekern::isa;                                                            \
     using Family = __VA_ARGS__;                                                                 \
     static_assert(Family::kPanel == int64_t(sparsekern::kPanel_##name), "conv_kernels.inc");    \
+    static_assert(Family::kMostStep == int64_t(sparsekern::kStep_##name), "conv_kernels.inc");  \
     static_assert(Family::kPanel <= sparsekern::kMostConvPanel, "room for a K-tile of pixels"); \
     run_conv_of<Family, Family::Matrix>(weight, call, is_bfloat16, *share);                     \
   }

@@ -4,10 +4,12 @@
 // panel ends with the last pixel, unless there are gaps between the band's rows, and what it shares
 // with the one before is computed twice. So no load reaches beyond an x that was not copied.
 
-// Calls body(place, vectors) for the panels of a band, of so many vectors at most.
-template <class V, bool kStoresVectors, class Body>
-static void for_each_vector_panel(const BandPixels& band, int64_t most, const Body& body) {
-  constexpr int64_t L = V::kLanes;
+// Calls Family::run_panel for the panels of a band, of so many vectors at most.
+template <class Family, bool kStoresVectors, class Matrix, class T>
+static void run_vector_panels(const Matrix& a, const ConvCallOf<T>& call, const BandPixels& band,
+                              int64_t first_pixel, const ConvRoom& room, const float* bias, T* y,
+                              int64_t most) {
+  constexpr int64_t L = Family::Vec::kLanes;
   const int64_t places = band.places(), vectors = ceil_div(places, L);
   const bool ends_there = kStoresVectors && !band.has_gaps() && places >= L;
   int64_t panels = ceil_div(vectors, most);
@@ -16,6 +18,9 @@ static void for_each_vector_panel(const BandPixels& band, int64_t most, const Bo
   for (int64_t p = 0; p < panels; ++p) {
     const int64_t begin = vectors * p / panels, count = vectors * (p + 1) / panels - begin;
     const int64_t last = places - count * L;
-    body(ends_there ? min64(begin * L, last) : begin * L, count);
+    const ConvPanel panel{ends_there ? min64(begin * L, last) : begin * L, first_pixel};
+    with_vectors<Family::kVectors>(count, [&](auto vectors) {
+      Family::template run_panel<decltype(vectors)::value>(a, call, band, panel, room, bias, y);
+    });
   }
 }

@@ -2,14 +2,16 @@
 // phases, widened to float. Included inside an ISA region, once for each ISA namespace.
 
 // Where kernels find a band's pixels: input (tap, channel) of the weight at offsets[input] from
-// `base`, on which the band's first pixel lies.
+// `base`, on which the band's first pixel lies. A pixel of the output is a place,
+// row * pitch + column * step; what lies between its rows is computed and not written, by kernels
+// that hold vectors of places.
 struct BandPixels {
   const float* base;
-  int64_t pitch;  // from a row of the output to the next
+  int64_t pitch, step;  // from a row, and from a pixel of the output to the next
   int64_t rows, columns;
 
   int64_t places() const { return (rows - 1) * pitch + columns; }
-  bool has_gaps() const { return rows > 1 && pitch != columns; }
+  bool has_gaps() const { return rows > 1 && pitch != columns * step; }
 };
 
 // `count` pixels of a row, `step` apart. Whole vectors are written, zeros behind the pixels.
@@ -46,15 +48,16 @@ static SPARSEKERN_INLINE void write_zeros(float* to, int64_t count) {
   for (int64_t i = 0; i < count; i += V::kLanes) V::store(to + i, V::zero());
 }
 
-// A row of a plane: pixels with zeros around. What whole vectors write beyond it belongs to the
-// next row, or lies behind all planes, and is written later.
+// Rows of pixels that lie x_row apart, with zeros between the rows of the plane. Whole vectors are
+// written, which reach into the next row.
 template <class V, class T>
-static SPARSEKERN_INLINE void write_row(const T* x, int64_t step, int64_t begin, int64_t end,
-                                        int64_t pitch, float* to) {
-  write_zeros<V>(to, begin);
-  copy_pixels<V>(x, step, end - begin, to + begin);
-  const int64_t written = begin + ceil_div(end - begin, V::kLanes) * V::kLanes;
-  write_zeros<V>(to + written, pitch - written);
+static SPARSEKERN_NOINLINE void copy_rows(const T* x, int64_t x_row, int64_t step, int64_t rows,
+                                          int64_t count, int64_t pitch, float* to) {
+  const int64_t written = ceil_div(count, V::kLanes) * V::kLanes;
+  for (int64_t r = 0; r < rows; ++r, x += x_row, to += pitch) {
+    copy_pixels<V>(x, step, count, to);
+    write_zeros<V>(to + written, pitch - written);
+  }
 }
 
 // Channels that lie side by side, by squares of them and of pixels.
@@ -92,49 +95,78 @@ static void copy_channels(const BFloat16* x, int64_t step, int64_t count, int64_
   }
 }
 
-// The pixels [begin, end) of a row of a plane that are those of an image: the others are padding.
+// The places [begin, end) of a side of a plane that are pixels of the image: the others are
+// padding.
 struct Inside {
   int64_t begin, end, first;  // first: of the image, that of `begin`
 
-  Inside(const Side& side, int64_t phase, int64_t count) {
-    const int64_t missing = max64(0, side.padding - phase);
-    begin = min64(count, ceil_div(missing, side.stride));
-    first = begin * side.stride + phase - side.padding;
-    const int64_t left = side.in - first;
-    end = left <= 0 ? begin : min64(count, begin + ceil_div(left, side.stride));
+  // place: the first of `count` of them.
+  Inside(const PlaneSide& plane, int64_t phase, int64_t place, int64_t count) {
+    const int64_t step = plane.image_step();
+    const int64_t origin = place * step + phase - plane.side.padding;
+    begin = min64(count, ceil_div(max64(0, -origin), step));
+    first = origin + begin * step;
+    const int64_t left = plane.side.in - first;
+    end = left <= 0 ? begin : min64(count, begin + ceil_div(left, step));
   }
 };
+
+// One phase of one channel, whose pixels begin at x. What is written beyond its rows belongs to the
+// next phase, or to nothing.
+template <class V, class T>
+static void make_plane(const ConvCallOf<T>& call, const PlaneLayout& layout, const Inside& rows,
+                       const Inside& columns, const T* x, float* plane) {
+  const int64_t pitch = layout.pitch, first = rows.begin * pitch + columns.begin;
+  const int64_t count = columns.end - columns.begin, behind = rows.end * pitch;
+  write_zeros<V>(plane, count > 0 ? first : layout.rows * pitch);
+  if (count == 0) return;
+  copy_rows<V>(x, layout.height.image_step() * call.x_row,
+               layout.width.image_step() * call.x_column, rows.end - rows.begin, count, pitch,
+               plane + first);
+  write_zeros<V>(plane + behind, layout.rows * pitch - behind);
+}
+
+// The same of all channels, which lie side by side.
+template <class V, class T>
+static void make_planes_of_channels(const ConvCallOf<T>& call, const PlaneLayout& layout,
+                                    const Inside& rows, const Inside& columns, const T* x,
+                                    float* plane) {
+  const int64_t pitch = layout.pitch, step = layout.width.image_step() * call.x_column;
+  const int64_t x_row = layout.height.image_step() * call.x_row;
+  for (int64_t r = 0; r < layout.rows; ++r, plane += pitch) {
+    const bool inside = r >= rows.begin && r < rows.end;
+    const int64_t begin = columns.begin, end = inside ? columns.end : begin;
+    for (int64_t c = 0; c < call.channels; ++c) {
+      float* const to = plane + c * layout.channel;
+      for (int64_t q = 0; q < begin; ++q) to[q] = 0.0f;
+      for (int64_t q = end; q < pitch; ++q) to[q] = 0.0f;
+    }
+    if (begin == end) continue;
+    copy_channels<V>(x + (r - rows.begin) * x_row, step, end - begin, call.channels, plane + begin,
+                     layout.channel);
+  }
+}
 
 // x: of the image's first channel. out_row: the band's first.
 template <class V, class T>
 static void make_planes(const ConvCallOf<T>& call, const PlaneLayout& layout, const T* x,
                         int64_t out_row, float* planes) {
-  const Side &h = call.height, &w = call.width;
+  const PlaneSide &h = layout.height, &w = layout.width;
   const bool side_by_side = call.x_channel == 1 && call.channels > 1;
-  const int64_t together = side_by_side ? call.channels : 1, step = w.stride * call.x_column;
-  for (int64_t c = 0; c < call.channels; c += together) {
-    float* row = planes + c * layout.channel;
-    for (int64_t ph = 0; ph < h.phases(); ++ph) {
-      for (int64_t pw = 0; pw < w.phases(); ++pw) {
-        const Inside columns(w, w.phase(pw), layout.pitch);
-        for (int64_t r = 0; r < layout.rows; ++r, row += layout.pitch) {
-          const int64_t x_row = (out_row + r) * h.stride + h.phase(ph) - h.padding;
-          const bool inside = x_row >= 0 && x_row < h.in;
-          const int64_t begin = columns.begin, end = inside ? columns.end : begin;
-          const T* const from = begin == end ? x
-                                             : x + c * call.x_channel + x_row * call.x_row +
-                                                   columns.first * call.x_column;
-          if (!side_by_side) {
-            write_row<V>(from, step, begin, end, layout.pitch, row);
-            continue;
-          }
-          for (int64_t i = 0; i < together; ++i) {
-            float* const to = row + i * layout.channel;
-            for (int64_t q = 0; q < begin; ++q) to[q] = 0.0f;
-            for (int64_t q = end; q < layout.pitch; ++q) to[q] = 0.0f;
-          }
-          copy_channels<V>(from, step, end - begin, together, row + begin, layout.channel);
-        }
+  float* plane = planes;
+  for (int64_t ph = 0; ph < h.phases(); ++ph) {
+    const Inside rows(h, h.phase(ph), out_row * h.step(), layout.rows);
+    for (int64_t pw = 0; pw < w.phases(); ++pw, plane += layout.rows * layout.pitch) {
+      const Inside columns(w, w.phase(pw), 0, layout.pitch);
+      const bool empty = rows.begin == rows.end || columns.begin == columns.end;
+      const T* const from = empty ? x : x + rows.first * call.x_row + columns.first * call.x_column;
+      if (side_by_side) {
+        make_planes_of_channels<V>(call, layout, rows, columns, from, plane);
+        continue;
+      }
+      for (int64_t c = 0; c < call.channels; ++c) {
+        make_plane<V>(call, layout, rows, columns, from + c * call.x_channel,
+                      plane + c * layout.channel);
       }
     }
   }
@@ -148,12 +180,26 @@ static void make_offsets(const ConvCallOf<T>& call, const PlaneLayout& layout, i
   int32_t* next = offsets;
   for (int64_t i = 0; i < call.height.kernel; ++i) {
     for (int64_t j = 0; j < call.width.kernel; ++j) {
-      int64_t offset = layout.offset(call, i, j);
+      int64_t offset = layout.offset(i, j);
       for (int64_t c = 0; c < call.channels; ++c, offset += layout.channel)
         *next++ = (int32_t)offset;
     }
   }
   for (int64_t k = call.inputs(); k < padded; ++k) {
     *next++ = (int32_t)(call.channels * layout.channel);
+  }
+}
+
+// The same where kernels read the image itself.
+template <class T>
+static void make_offsets_in_image(const ConvCallOf<T>& call, int32_t* offsets) {
+  const Side &h = call.height, &w = call.width;
+  for (int64_t i = 0; i < h.kernel; ++i) {
+    for (int64_t j = 0; j < w.kernel; ++j) {
+      int64_t offset = i * h.dilation * call.x_row + j * w.dilation * call.x_column;
+      for (int64_t c = 0; c < call.channels; ++c, offset += call.x_channel) {
+        *offsets++ = (int32_t)offset;
+      }
+    }
   }
 }

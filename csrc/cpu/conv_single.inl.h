@@ -12,10 +12,13 @@ struct ConvSingleFamily {
   static constexpr int kLanes = V::kLanes;
   static constexpr int kVectors = kMostVectors;
   static constexpr int64_t kPanel = kMostVectors * kLanes;
+  static constexpr int64_t kMostStep = 0;
 
-  template <class Matrix, class Body>
-  static void for_each_panel(const Matrix& a, const BandPixels& band, const Body& body) {
-    for_each_vector_panel<V, false>(band, single_panel(kPanel, density_of(a)) / kLanes, body);
+  template <class Family, class Matrix, class T>
+  static void run_panels(const Matrix& a, const ConvCallOf<T>& call, const BandPixels& band,
+                         int64_t first_pixel, const ConvRoom& room, const float* bias, T* y) {
+    const int64_t most = single_panel(kPanel, density_of(a)) / kLanes;
+    run_vector_panels<Family, false>(a, call, band, first_pixel, room, bias, y, most);
   }
 
   template <class Weights, class T>
@@ -76,6 +79,13 @@ template <class V, int kMostVectors, int kCopies>
 struct ConvSingleBlocks : ConvSingleFamily<V, kMostVectors, kCopies> {
   using Matrix = BlockMatrix;
 
+  template <class T>
+  static void run_chunk(const BlockMatrix& a, const ConvCallOf<T>& call, const BandPixels& band,
+                        int64_t first_pixel, const ConvRoom& room, const float* bias, T* y) {
+    ConvSingleBlocks::template run_panels<ConvSingleBlocks>(a, call, band, first_pixel, room, bias,
+                                                            y);
+  }
+
   template <int MV, class T>
   static void run_panel(const BlockMatrix& a, const ConvCallOf<T>& call, const BandPixels& band,
                         const ConvPanel& panel, const ConvRoom& room, const float* bias, T* y) {
@@ -87,6 +97,12 @@ struct ConvSingleBlocks : ConvSingleFamily<V, kMostVectors, kCopies> {
 template <class V, int kMostVectors, int kCopies>
 struct ConvNM : ConvSingleFamily<V, kMostVectors, kCopies> {
   using Matrix = NMMatrix;
+
+  template <class T>
+  static void run_chunk(const NMMatrix& a, const ConvCallOf<T>& call, const BandPixels& band,
+                        int64_t first_pixel, const ConvRoom& room, const float* bias, T* y) {
+    ConvNM::template run_panels<ConvNM>(a, call, band, first_pixel, room, bias, y);
+  }
 
   template <int MV, class T>
   static void run_panel(const NMMatrix& a, const ConvCallOf<T>& call, const BandPixels& band,

