@@ -49,8 +49,9 @@ bool is_one_line(const ConvCallOf<T>& call) {
 
 // Whether kernels can read x itself: no padding surrounds it, offsets fit 32 bits, and the weight
 // asks for no input beyond those of x. Where pixels are read singly and their channels lie side by
-// side, each of them is a line of its own for every input, and those of a panel have to fit half of
-// what a K-tile may take of L1; with more channels, panels of a product are faster.
+// side, each of them is a line of its own for every input, and those of a panel (which has as many
+// as a vector there, conv_outputs.inl.h) have to fit half of what a K-tile may take of L1; with
+// more channels, panels of a product are faster.
 template <class T>
 bool is_readable(const ConvKernelInfo& kernel, int64_t inputs, const ConvCallOf<T>& call) {
   const Side &h = call.height, &w = call.width;

@@ -1,9 +1,9 @@
-// Convolutions with blocks of which a vector of outputs is held: 16 outputs x T pixels, or as many
-// as a vector has. Included inside an ISA region, once for each ISA namespace.
+// Convolutions with blocks of which a vector of outputs is held for each of up to 28 pixels, in
+// one, two or four rows. Included inside an ISA region, once for each ISA namespace.
 //
 //   acc[t] += weights[k] * splat(pixels[offset[k]][t])
 //
-// For each input: a weight load and T splats for T multiply-adds, so it is for cores that load as
+// For each input: a weight load and a splat for each multiply-add, so it is for cores that load as
 // often as they multiply-add. Pixels are read one by one, which lets its panels be of any shape,
 // kRows x kColumns pixels that are kStep places apart: no stride has to be taken apart, no place
 // between rows is computed, and x is read itself where no padding surrounds it.

@@ -112,7 +112,8 @@ struct Inside {
 };
 
 // One phase of one channel, whose pixels begin at x. What is written beyond its rows belongs to the
-// next phase, or to nothing.
+// next phase, to nothing, or, zeros as many as its rows begin with, to the first phase of the next
+// channel, whose rows begin with as many or more.
 template <class V, class T>
 static void make_plane(const ConvCallOf<T>& call, const PlaneLayout& layout, const Inside& rows,
                        const Inside& columns, const T* x, float* plane) {
