@@ -7,13 +7,15 @@ calibrate the network that the other half is shown to. Top-1 is of 20, so one im
 far the logits are from the dense ones.
 
 Dense and sparse run eagerly, in both memory formats; the speed-up is that of the faster sparse one over the faster
-dense one, interleaved. Peak memory is by how much the process grows at most in its first calls, in a new process each.
+dense one, interleaved. Peak memory is that of the weights, and by how much a new process grows at most in its first
+calls.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import os
 import subprocess
 import sys
 import tempfile
@@ -89,8 +91,17 @@ def judged(logits: Tensor, expected: Tensor, classes: Tensor) -> dict[str, float
     }
 
 
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of all Parameters and buffers."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
 def growth(model: nn.Module, x: Tensor) -> int:
-    """Bytes by which a new process grows at most in the first calls, whoever allocates them; Linux only."""
+    """Bytes by which a new process grows at most in the first calls, whoever allocates them; Linux only.
+
+    Large tensors are mapped and unmapped one by one. Else the C library keeps freed ones, and whether they serve later
+    ones is a matter of luck that differs by 30 MiB between runs of one network.
+    """
     with tempfile.NamedTemporaryFile(suffix=".pt") as file:
         torch.save((model, x), file.name)
         arguments = [file.name, str(torch.get_num_threads())]
@@ -100,6 +111,7 @@ def growth(model: nn.Module, x: Tensor) -> int:
             text=True,
             check=True,
             cwd=Path(__file__).parent,
+            env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"},
         )
     return int(done.stdout)
 
@@ -146,7 +158,7 @@ def measure(options: argparse.Namespace, dense: nn.Module, sparse: nn.Module, ba
         for kind, model in (("dense", dense), ("sparse", sparse)):
             own = copy.deepcopy(model).to(memory_format=layout)
             calls[f"{kind} {form}"] = partial(own, image)
-            peaks[f"{kind} {form}"] = growth(own, image)
+            peaks[f"{kind} {form}"] = weight_bytes(own) + growth(own, image)
     times = interleave(calls, options.rounds)
     best = {
         kind: min((name for name in times if name.startswith(kind)), key=lambda name: times[name].median)
