@@ -87,9 +87,14 @@ def as_folded(model: nn.Module, folds: Mapping[str, str]) -> Iterator[None]:
         folds: names of each BatchNorm and of its convolution.
 
     Raises:
-        ValueError: the model has no such layers, or one has hooks, which would be lost.
+        ValueError: the model has no such layers, or one has hooks, which would be lost; what was folded in it was not
+            in the other, or into another convolution.
     """
     modules = dict(model.named_modules())
+    for name, module in modules.items():
+        if isinstance(module, FoldedBatchNorm) and (into := module.find_layer(name)) != folds.get(name):
+            other = f"one folded into {folds[name]}" if name in folds else "none that is folded"
+            raise ValueError(f"{name}: expected a BatchNorm folded into {into} as in the model, found {other}")
     identities: dict[nn.Module, nn.Module] = {}
     without_bias: list[nn.Conv2d | SparseConv2d] = []
     for name, conv_name in folds.items():
