@@ -131,13 +131,14 @@ def _conv2d(x: Tensor, values: Tensor, channels: Tensor, bias: Tensor | None, *r
     check_conv(x, values, bias, geometry, activation, "sparsekern::channel_conv2d")
     outputs, kept, layout = geometry.shape[0], len(values), layout_of(x)
     if is_product(geometry) and x.shape[2:] == (1, 1):
-        return _product(x.flatten(1), values, channels, bias, outputs, activation)[..., None, None]
+        y = _product(x.flatten(1), values, channels, bias, outputs, activation)
+        return _laid_out(y[..., None, None], layout)
     if is_product(geometry) and layout == torch.channels_last:
         pixels = x.permute(0, 2, 3, 1)
         y = _product(pixels.reshape(-1, values.shape[1]), values, channels, bias, outputs, activation)
         return y.view(*pixels.shape[:-1], outputs).permute(0, 3, 1, 2)
     if kept == outputs:
-        return _convolved(x, values, bias, geometry, activation).contiguous(memory_format=layout)
+        return _laid_out(_convolved(x, values, bias, geometry, activation), layout)
     y = new_output(x, geometry)
     y_pixels = _filled(y.permute(0, 2, 3, 1), bias, activation)
     if not kept:
@@ -148,6 +149,17 @@ def _conv2d(x: Tensor, values: Tensor, channels: Tensor, bias: Tensor | None, *r
     rows = products.permute(0, 2, 3, 1).reshape(-1, kept)
     y_pixels.view(-1, outputs).scatter_(1, places.expand(len(rows), -1), rows)
     return y
+
+
+def _laid_out(images: Tensor, layout: torch.memory_format) -> Tensor:
+    """Images in a memory format, with the strides that new memory has, and that fakes say.
+
+    Where a size is 1, images of PyTorch can have others and count as laid out like that all the same.
+    """
+    images = images.contiguous(memory_format=layout)
+    if min(images.shape) > 1:
+        return images
+    return images.as_strided(images.shape, torch.empty(images.shape, device="meta", memory_format=layout).stride())
 
 
 def _convolved(x: Tensor, values: Tensor, bias: Tensor | None, geometry: Geometry, activation: str) -> Tensor:
@@ -185,7 +197,7 @@ def _conv2d_grad_input(grad: Tensor, x: Tensor, values: Tensor, channels: Tensor
     if not len(values):
         return new_image(x, x.shape).zero_()
     grad_x, _ = _backward(grad, x, values, channels, geometry, (True, False))
-    return grad_x.contiguous(memory_format=layout_of(x))
+    return _laid_out(grad_x, layout_of(x))
 
 
 @torch.library.impl(LIBRARY, "channel_conv2d_grad_values", "CompositeExplicitAutograd")

@@ -6,12 +6,14 @@ and tests/packaging/test_docs.py fails when one is stale.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import sparsekern as sk
+from sparsekern.backends.formats import format_of
 
 ROOT = Path(__file__).resolve().parents[1]
 ISAS = {
@@ -41,18 +43,37 @@ def support_matrix() -> str:
 
     A kernel of one instruction set serves those above it too.
     """
-    records = [kernel for kernel in sk.kernels() if "_grad_" not in kernel.op and kernel.isa in (*LEVELS, "torch")]
+    named = [kernel for kernel in sk.kernels() if "_grad_" not in kernel.op and kernel.isa in (*LEVELS, "torch")]
+    records = [record for kernel in named for record in (kernel, *_for_single_weights(kernel))]
     # Where one kernel takes all that another takes, such as 16n x c all of 32n x c, its line says it for both.
     widest = [kernel for kernel in records if not any(_says_it_for(other, kernel) for other in records)]
+    everywhere = {
+        (_layer(kernel), kernel.takes, dtype)
+        for kernel in widest
+        if kernel.isa == LEVELS[-1] or kernel.backend == "rows"
+        for dtype in kernel.dtypes
+    }
     ways_of: dict[tuple[str, str, str], set[str]] = {}
     for kernel in widest:
-        key = (_layer(kernel), kernel.takes, ", ".join(kernel.dtypes))
-        ways_of.setdefault(key, set()).add(kernel.backend if kernel.isa == "torch" else kernel.isa)
+        what = (_layer(kernel), kernel.takes)
+        dtypes = [d for d in kernel.dtypes if kernel.backend != "reference" or (*what, d) not in everywhere]
+        if dtypes:
+            ways = ways_of.setdefault((*what, ", ".join(dtypes)), set())
+            ways.add(kernel.backend if kernel.isa == "torch" else kernel.isa)
     rows = [
         (*key, *(_way(ways, set(LEVELS[i:])) for i in range(len(LEVELS))))
         for key, ways in sorted(ways_of.items(), key=lambda item: item[0][0] == "Conv2d")
     ]
     return _markdown(("layer", "granularity", "weights", *ISAS.values()), rows)
+
+
+def _for_single_weights(kernel: sk.KernelRecord) -> list[sk.KernelRecord]:
+    """The same kernel for weights that are kept one by one, if it takes their tensors for those of a block."""
+    seen_as = format_of(sk.Unstructured())
+    assert isinstance(seen_as, sk.Block)
+    if kernel.isa not in LEVELS or kernel.granularity != seen_as.kind or not kernel.takes_rows(seen_as.rows):
+        return []
+    return [dataclasses.replace(kernel, granularity=sk.Unstructured.kind)]
 
 
 def _way(ways: set[str], levels: set[str]) -> str:

@@ -27,6 +27,7 @@ from .sparse_conv import SparseConv2d
 from .sparse_layer import SparseLayer
 from .surgery import Obstacles, Site, check_unwrapped, dense_twin, find_sites, replace, sparse_twin, uncompiled
 from .trial import Call, Stopwatch, conv_call, count_calls
+from .unchanged import difference, inputs_of
 
 USUAL_CALL = Call(rows=256)
 """For which a kernel is named where no real call was observed."""
@@ -61,6 +62,10 @@ def sparsify_(
     the name of one, which is an error.
     Layers that are sparse already are left as they are. A module with several names is handled once.
 
+    Folding and fusing keep what ``forward`` computes and no more: other methods that step through the modules meet
+    identities. Nor does a graph show each branch that ``forward`` takes by the type of a value: with ``example_inputs``
+    or batches of ``calibration``, outputs are compared, and where they differ nothing is folded or fused.
+
     Args:
         model: any module that contains Linear or Conv2d layers.
         config: a :class:`Sparse` for all layers, or a dict from name pattern (as in ``fnmatch``; the
@@ -68,7 +73,8 @@ def sparsify_(
         filter_fn: called with each such layer and its name; layers for which it returns False stay
             dense.
         example_inputs: what the model is called with: a tensor, a tuple of arguments, or a dict of
-            keyword arguments. The model runs once on them, in eval mode without gradients.
+            keyword arguments. The model runs once on them, in eval mode without gradients; more often with the next
+            two options.
         calibration: batches in the same forms, or what :class:`sparsekern.prune.Calibration` collected
             from them on this model, which serves any number of calls. The kept weights are then chosen
             and corrected by least squares so that the layers' outputs on these batches change least
@@ -77,8 +83,8 @@ def sparsify_(
             also of those that stay dense; an identity takes the BatchNorm's place. The model must be in eval mode, and
             cannot be trained on as before: the convolution has a new weight and bias. Pairs are found with
             ``torch.fx``, or where that cannot trace the model as neighbours in an ``nn.Sequential``, which is then
-            taken to be called as a whole, not module by module. The report says which convolutions were folded, and
-            why others were not.
+            taken to be called as a whole, not module by module. The report says which convolutions were folded, which
+            of them on that assumption, and why others were not.
         fuse_activations: let each layer that becomes sparse compute the activation module that alone reads its output,
             directly or behind a BatchNorm that is folded in: ``nn.ReLU``, ``nn.SiLU`` or ``nn.GELU`` (exact), of
             convolutions ``nn.ReLU6``, ``nn.Hardtanh(0, 6)`` or ``nn.Hardswish`` too. An identity takes its place, and
@@ -106,9 +112,17 @@ def sparsify_(
             f"the model is itself an nn.{kind} and cannot be replaced in place; "
             f"use sparsekern.Sparse{kind}.from_dense(model, granularity, sparsity)"
         )
-    with folded(model, wanted=fold_batch_norm) as notes:
+    inputs = None
+    if fold_batch_norm or fuse_activations:
+        with undisturbed(model):
+            if isinstance(calibration, Iterator):
+                calibration = list(calibration)
+            inputs = inputs_of(example_inputs, calibration)
+    with folded(model, fold_batch_norm, inputs) as notes:
         fusions = find_fusions(model) if fuse_activations else Fusions()
-        layers = _decided(model, config, filter_fn, example_inputs, calibration, fusions.found)
+        layers = _chosen(model, config, filter_fn)
+        _check_fusions(layers, model, fusions, inputs)
+        _decide(layers, model, example_inputs, calibration, fusions.found)
         replacements: dict[nn.Module, nn.Module] = {}
         for layer in layers:
             remarks = [layer.row.reason, notes.get(layer.site.name)]
@@ -122,24 +136,39 @@ def sparsify_(
     return report
 
 
-def _decided(
-    model: nn.Module,
-    config: Config,
-    filter_fn: Callable[[nn.Module, str], bool] | None,
-    example_inputs: Any,
-    calibration: Calibration | Iterable[Any] | None,
-    fusions: Mapping[nn.Module, Fusion],
-) -> list[_Layer]:
-    """The layers of a model, with the packed weights of those that are to become sparse."""
+def _chosen(model: nn.Module, config: Config, filter_fn: Callable[[nn.Module, str], bool] | None) -> list[_Layer]:
+    """The layers of a model, with the packed weights of those that could become sparse."""
     layers = [_Layer(site) for site in find_sites(model)]
     _select(layers, model, config, filter_fn)
     _pack_by_criterion(layers)
+    return layers
+
+
+def _check_fusions(layers: Iterable[_Layer], model: nn.Module, fusions: Fusions, inputs: Any) -> None:
+    """Give them all up, before anything is timed with them, if sparse layers with them would compute something else."""
+    apart, joined, absorbed = dict[nn.Module, nn.Module](), dict[nn.Module, nn.Module](), []
+    for layer in layers:
+        if layer.packed is not None and (fusion := fusions.found.get(layer.dense)):
+            apart |= _replacements(layer, layer.packed, None)
+            joined |= _replacements(layer, layer.packed, fusion)
+            absorbed.append(fusion.name)
+    if joined and (reason := difference(model, fusions.around, absorbed, apart, joined, inputs)):
+        fusions.give_up(reason)
+
+
+def _decide(
+    layers: Sequence[_Layer],
+    model: nn.Module,
+    example_inputs: Any,
+    calibration: Calibration | Iterable[Any] | None,
+    fusions: Mapping[nn.Module, Fusion],
+) -> None:
+    """Leave dense what does not gain, and choose weights by what the model is called with."""
     with undisturbed(model):
         if example_inputs is not None:
             _drop_slow(layers, model, example_inputs, fusions)
         if calibration is not None:
             _pack_by_calibration(layers, model, calibration)
-    return layers
 
 
 def _replacements(layer: _Layer, packed: PackedWeight, fusion: Fusion | None) -> dict[nn.Module, nn.Module]:

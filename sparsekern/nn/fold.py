@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .absorbed import Absorbed
-from .neighbours import neighbours
+from .neighbours import Neighbours, neighbours
 from .plain import has_hooks
 from .sparse_conv import SparseConv2d
 from .surgery import Obstacles, find_sites, replace
+from .unchanged import difference
 
 
 class FoldedBatchNorm(Absorbed):
@@ -27,17 +29,21 @@ class Pairs:
     """The convolutions of a model whose output goes through a BatchNorm.
 
     Attributes:
+        around: how they were found.
         folds: those that can become one: names of the convolution and of the BatchNorm.
         reasons: why others cannot, by the name of the convolution.
     """
 
+    around: Neighbours
     folds: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
 
 @contextmanager
-def folded(model: nn.Module, wanted: bool) -> Iterator[Mapping[str, str]]:
+def folded(model: nn.Module, wanted: bool, inputs: Any) -> Iterator[Mapping[str, str]]:
     """Fold what can be folded, if that is ``wanted``; undone if the body raises.
+
+    Nothing is folded where that would change what the model computes, in its graph or on these inputs.
 
     Yields:
         For each convolution that is followed by a BatchNorm what became of the two, in words for a report.
@@ -59,9 +65,12 @@ def folded(model: nn.Module, wanted: bool) -> Iterator[Mapping[str, str]]:
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         replacements[conv] = fuse_conv_bn_eval(conv, norm)
         replacements[norm] = FoldedBatchNorm(conv_name, norm_name).eval()
+    if replacements and (reason := difference(model, pairs.around, pairs.folds.values(), {}, replacements, inputs)):
+        pairs.reasons |= dict.fromkeys(pairs.folds, reason)
+        pairs.folds, replacements = {}, {}
     replace(model, replacements)
     try:
-        yield {conv: f"{norm} folded in" for conv, norm in pairs.folds.items()} | {
+        yield {conv: f"{norm} folded in{pairs.around.assumption}" for conv, norm in pairs.folds.items()} | {
             conv: f"BatchNorm not folded: {reason}" for conv, reason in pairs.reasons.items()
         }
     except BaseException:
@@ -78,9 +87,14 @@ def as_folded(model: nn.Module, folds: Mapping[str, str]) -> Iterator[None]:
         folds: names of each BatchNorm and of its convolution.
 
     Raises:
-        ValueError: the model has no such layers, or one has hooks, which would be lost.
+        ValueError: the model has no such layers, or one has hooks, which would be lost; what was folded in it was not
+            in the other, or into another convolution.
     """
     modules = dict(model.named_modules())
+    for name, module in modules.items():
+        if isinstance(module, FoldedBatchNorm) and (into := module.find_layer(name)) != folds.get(name):
+            other = f"one folded into {folds[name]}" if name in folds else "none that is folded"
+            raise ValueError(f"{name}: expected a BatchNorm folded into {into} as in the model, found {other}")
     identities: dict[nn.Module, nn.Module] = {}
     without_bias: list[nn.Conv2d | SparseConv2d] = []
     for name, conv_name in folds.items():
@@ -110,7 +124,8 @@ def as_folded(model: nn.Module, folds: Mapping[str, str]) -> Iterator[None]:
 
 def find_pairs(model: nn.Module) -> Pairs:
     """Look for pairs; where ``torch.fx`` cannot trace the model, say so of the convolutions that are in none."""
-    found, pairs = neighbours(model, nn.Conv2d, nn.BatchNorm2d), Pairs()
+    found = neighbours(model, nn.Conv2d, nn.BatchNorm2d)
+    pairs = Pairs(found)
     names = {module: name for name, module in model.named_modules()}
     sites, obstacles = {site.layer: site for site in find_sites(model)}, Obstacles(model)
     for pair in found.pairs:

@@ -20,7 +20,8 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, activati
             autocast it is cast to the weight's dtype, and the output has that dtype.
         packed: weight ``[out, in]`` from :func:`sparsekern.pack`.
         bias: ``[out]``, the weight's dtype and device.
-        activation: None, ``"relu"``, ``"gelu"`` (exact) or ``"silu"``, fused into the kernel.
+        activation: None, ``"relu"``, ``"gelu"`` (exact) or ``"silu"``, fused into the kernel. Of an infinite sum,
+            CPU kernels give the limit of gelu and silu (0 or infinity), where PyTorch may give NaN.
 
     Returns:
         ``[..., out]``, contiguous. Equal to the dense product of ``packed.to_dense()`` within the

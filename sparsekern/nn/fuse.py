@@ -11,7 +11,7 @@ from torch import nn
 from ..ops import ACTIVATIONS
 from ..ops_conv import CONV_ACTIVATIONS
 from .absorbed import Absorbed
-from .neighbours import neighbours
+from .neighbours import Neighbours, neighbours
 from .plain import DENSE_LAYERS, has_hooks
 from .sparse_layer import ACTIVATION_MODULES, SparseLayer
 from .surgery import replace
@@ -77,23 +77,32 @@ class Fusions:
     """The activations of a model that read the output of a dense layer.
 
     Attributes:
+        around: how they were found.
         found: those that the layer could take over.
         reasons: why other layers cannot.
     """
 
+    around: Neighbours = field(default_factory=lambda: Neighbours(()))
     found: dict[nn.Module, Fusion] = field(default_factory=dict)
     reasons: dict[nn.Module, str] = field(default_factory=dict)
 
     def note(self, layer: nn.Module) -> str:
         """What a report says of a layer that is sparse now."""
         if layer in self.found:
-            return f"{self.found[layer].kind} ({self.found[layer].name}) fused in"
+            return f"{self.found[layer].kind} ({self.found[layer].name}) fused in{self.around.assumption}"
         return f"activation not fused: {self.reasons[layer]}" if layer in self.reasons else ""
+
+    def give_up(self, reason: str) -> None:
+        """Fuse none of them."""
+        for layer, fusion in self.found.items():
+            self.reasons[layer] = f"{fusion.name}: {reason}"
+        self.found.clear()
 
 
 def find_fusions(model: nn.Module) -> Fusions:
     """Look for activations that alone read the output of a layer, in training as in eval mode."""
-    around, fusions = neighbours(model, DENSE_LAYERS, tuple(_KINDS), modes=(False, True)), Fusions()
+    around = neighbours(model, DENSE_LAYERS, tuple(_KINDS), modes=(False, True))
+    fusions = Fusions(around)
     names = {module: name for name, module in model.named_modules()}
     for pair in around.pairs:
         kind, reason = kind_of(pair.reader), pair.obstacle

@@ -9,13 +9,13 @@ from itertools import pairwise
 
 from torch import fx, nn
 
-from ..prune.watch import undisturbed
 from .absorbed import Absorbed
+from .graphs import Graph, graphs_of
 from .plain import has_hooks
-from .sparse_layer import SparseLayer
 from .surgery import held_aside
 
 Kinds = type[nn.Module] | tuple[type[nn.Module], ...]
+_APART = "they are called differently in training and in eval mode, or with and without optional arguments"
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,19 @@ class Neighbours:
     Attributes:
         pairs: in the order in which they are called.
         untraceable: why no more than neighbours in ``nn.Sequential`` are known; None if all are.
+        modes: of training in which they were looked for.
+        graphs: in which they were found; none where the model cannot be traced.
     """
 
     pairs: tuple[Pair, ...]
     untraceable: str | None = None
+    modes: Sequence[bool] = ()
+    graphs: Sequence[Graph] = ()
+
+    @property
+    def assumption(self) -> str:
+        """What the pairs rest on, to be added to what a report says of one."""
+        return " (assumed: the sequence is called as a whole)" if self.untraceable else ""
 
 
 def neighbours(model: nn.Module, sources: Kinds, readers: Kinds, modes: Sequence[bool] = (False,)) -> Neighbours:
@@ -58,9 +67,10 @@ def neighbours(model: nn.Module, sources: Kinds, readers: Kinds, modes: Sequence
         modes: of training in which the two must belong together.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    untraceable, found = None, dict[tuple[nn.Module, nn.Module], str | None]()
+    untraceable, graphs = None, list[Graph]()
+    found: dict[tuple[nn.Module, nn.Module], str | None]
     try:
-        graphs = [_traced(model, training) for training in modes]
+        graphs = graphs_of(model, modes)
     except Exception as error:
         untraceable = f"torch.fx cannot trace the model ({type(error).__name__})"
         found = dict.fromkeys(_in_sequences(model, sources, readers))
@@ -70,51 +80,13 @@ def neighbours(model: nn.Module, sources: Kinds, readers: Kinds, modes: Sequence
     for (source, reader), obstacle in found.items():
         if obstacle is None and (places[source] > 1 or places[reader] > 1 or reader in aside):
             found[source, reader] = "one of the two stands in several places of the model"
-    return Neighbours(tuple(Pair(*pair, obstacle) for pair, obstacle in found.items()), untraceable)
-
-
-class _Tracer(fx.Tracer):
-    def __init__(self, training: bool) -> None:
-        super().__init__()
-        # Layers that count or average in training would do so now, in numbers of the model.
-        self.proxy_buffer_attributes = training
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, Absorbed):
-            return has_hooks(m)
-        return isinstance(m, SparseLayer) or super().is_leaf_module(m, module_qualified_name)
-
-
-@dataclass(frozen=True)
-class _Graph:
-    """What ``torch.fx`` saw, and the values of it that the model keeps in attributes."""
-
-    nodes: Sequence[fx.Node]
-    kept: frozenset[fx.Node]
-
-
-def _traced(model: nn.Module, training: bool) -> _Graph:
-    """The graph of a model, whose forward may write to its attributes while it is traced."""
-    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
-    try:
-        with undisturbed(model):
-            for module, *_ in before:
-                module.training = training
-            graph = _Tracer(training).trace(model)
-        values = [value for module, *_ in before for value in vars(module).values()]
-        return _Graph(list(graph.nodes), frozenset(value.node for value in values if isinstance(value, fx.Proxy)))
-    finally:
-        for module, attributes, buffers in before:
-            vars(module).clear()
-            vars(module).update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
+    return Neighbours(tuple(Pair(*pair, obstacle) for pair, obstacle in found.items()), untraceable, modes, graphs)
 
 
 class _Calls:
     """The calls of modules in a graph."""
 
-    def __init__(self, graph: _Graph, modules: Mapping[str, nn.Module]) -> None:
+    def __init__(self, graph: Graph, modules: Mapping[str, nn.Module]) -> None:
         self._modules, self._kept = modules, graph.kept
         self._nodes = [node for node in graph.nodes if node.op == "call_module"]
         self.count = Counter(modules[str(node.target)] for node in self._nodes)
@@ -161,15 +133,15 @@ def _in_all(graphs: Sequence[_Calls], sources: Kinds, readers: Kinds) -> dict[tu
     for calls, pairs in zip(graphs, in_each, strict=True):
         for pair, obstacle in found.items():
             is_called = any(calls.count[module] for module in pair)
-            apart = "they are called differently in training and in eval mode" if is_called else None
-            found[pair] = obstacle or pairs.get(pair, apart)
+            found[pair] = obstacle or pairs.get(pair, _APART if is_called else None)
     return found
 
 
 def _in_sequences(model: nn.Module, sources: Kinds, readers: Kinds) -> Iterator[tuple[nn.Module, nn.Module]]:
     """Pairs that are neighbours in a plain ``nn.Sequential``."""
     for sequence in model.modules():
-        is_plain = type(sequence).__call__ is nn.Module.__call__ and type(sequence).forward is nn.Sequential.forward
+        kind = type(sequence)  # of what is scripted, it has no forward
+        is_plain = kind.__call__ is nn.Module.__call__ and getattr(kind, "forward", None) is nn.Sequential.forward
         if is_plain and "forward" not in vars(sequence):
             # Not children(), which leaves out what stands in it a second time.
             steps = [step for step in sequence._modules.values() if not isinstance(step, Absorbed) or has_hooks(step)]

@@ -60,6 +60,42 @@ def test_a_folded_model_loads_into_one_that_was_never_folded(file: Path) -> None
     assert first[0].padding == (1, 1) and first[0].kernel_size == (3, 2)
 
 
+@pytest.mark.parametrize(
+    "edit, text",
+    [
+        (
+            lambda c: c[1].pop("folded"),
+            r"1: expected a BatchNorm folded into 0 as in the model, found none that is fol",
+        ),
+        (
+            lambda c: c[1].update(folded={}),
+            r"1: expected a BatchNorm folded into 0 as in the model, found none that is",
+        ),
+        (lambda c: c[1].update(folded={"1": "2"}), r"1: expected .* folded into 0 .*, found one folded into 2"),
+        (lambda c: c[1].update(folded={"1": "9"}), r"1: expected .* folded into 0 .*, found one folded into 9"),
+        (lambda c: c[1].update(folded={"1": "0", "9": "0"}), r"9: expected a BatchNorm2d .* found NoneType"),
+    ],
+)
+def test_what_a_model_has_folded_must_be_so_in_the_file(
+    file: Path, edit: Callable[[Content], object], text: str
+) -> None:
+    model = architecture()
+    sk.load_(model, file)
+    modules, state = list(model.modules()), copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=text):
+        sk.load_(model, rewritten(file, edit))
+    assert list(model.modules()) == modules
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_file_of_the_unfolded_model_says_what_is_folded(file: Path, tmp_path: Path) -> None:
+    model = architecture()
+    sk.load_(model, file)
+    sk.save(architecture(), tmp_path / "unfolded")
+    with pytest.raises(ValueError, match=r"1: expected a BatchNorm folded into 0 as in the model, found none that is"):
+        sk.load_(model, tmp_path / "unfolded")
+
+
 def test_activations_of_convolutions_are_stored(tmp_path: Path) -> None:
     conv = nn.Conv2d(4, 16, 3)
     packed = sk.SparseConv2d.from_dense(conv, sk.Block(4, 1), 0.5).packed

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import sparsekern as sk
@@ -115,6 +116,27 @@ def test_convolutions(numbers: tuple, layout: torch.memory_format, kept: int, dt
                 size = F.conv2d(seen.double().abs(), dense.abs(), None if wide is None else wide.abs(), *rest)
                 assert y.dtype == dtype and y.is_contiguous(memory_format=layout_of(seen))
                 check(y, expected, size, dense[0].numel() + 8)
+
+
+@each_layout
+@pytest.mark.parametrize("kernel, size", [(3, (3, 3)), (1, (1, 1)), (3, (3, 5)), (1, (1, 5)), (3, (5, 3))])
+@pytest.mark.parametrize("outputs, kept", [(8, 8), (8, 3), (8, 0), (1, 1)])
+@pytest.mark.parametrize("batch, inputs", [(0, 16), (1, 16), (2, 16), (2, 1)])
+def test_strides_are_those_of_fakes_where_a_size_is_one_too(
+    layout: torch.memory_format, kernel: int, size: tuple[int, int], outputs: int, kept: int, batch: int, inputs: int
+) -> None:
+    packed = weight_of((outputs, inputs, kernel, kernel), kept)
+    x = torch.randn(batch, inputs, *size).to(memory_format=layout)
+    geometry = (packed.dense_shape, (1, 1), (0, 0), (1, 1), 1)
+    grad = torch.randn_like(OPS.channel_conv2d(x, *packed.tensors, None, *geometry, "none"))
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(tensor) for tensor in (grad, x, *packed.tensors)]
+        y, grad_x = (
+            OPS.channel_conv2d(*fakes[1:], None, *geometry, "none"),
+            OPS.channel_conv2d_grad_input(*fakes, *geometry),
+        )
+    assert OPS.channel_conv2d(x, *packed.tensors, None, *geometry, "none").stride() == y.stride()
+    assert OPS.channel_conv2d_grad_input(grad, x, *packed.tensors, *geometry).stride() == grad_x.stride()
 
 
 @pytest.mark.parametrize("groups, serves", [(1, "rows"), (2, "reference")])

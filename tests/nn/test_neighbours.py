@@ -80,6 +80,26 @@ def test_pairs_in_a_graph(run: Callable[[Net, Tensor], Tensor], obstacle: str | 
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items()), "tracing counted"
 
 
+@pytest.mark.parametrize("default", [None, False, "off"])
+def test_a_forward_takes_the_branch_of_its_default_arguments_too(default: object) -> None:
+    class Optional(Net):
+        def forward(self, x: Tensor, option: object = default, *, other: object = default, **more: object) -> Tensor:
+            y = self.fc(x)
+            return self.act(y) + y if option is default and other is default else self.act(y)
+
+    model = Optional(keeping)
+    assert [pair.obstacle for pair in of(model).pairs] == [ELSEWHERE]
+    assert len(of(model).graphs) == 4, "in both modes"
+
+
+def test_outputs_that_are_kept_in_lists() -> None:
+    def collecting(m: Net, x: Tensor) -> Tensor:
+        m.outputs = {"all": [m.fc(x)]}
+        return m.act(m.outputs["all"][0])
+
+    assert [pair.obstacle for pair in of(Net(collecting)).pairs] == [ELSEWHERE]
+
+
 def test_hooks_around_one_of_the_two_see_what_is_between_them() -> None:
     model = Net(lambda m, x: m.act(m.inner(x)))
     model.register_forward_hook(lambda *args: None)
@@ -105,6 +125,12 @@ def test_in_a_sequence_a_module_that_stands_there_twice_is_between_others_too() 
     y = model(x)
     sk.sparsify_(model, {"*": None}, fold_batch_norm=True)
     torch.testing.assert_close(model(x), y)
+
+
+def test_scripted_parts_are_left_alone() -> None:
+    part = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+    for wrap in (nn.Sequential, Untraceable):
+        assert len(of(wrap(part, nn.Linear(4, 4), nn.ReLU())).pairs) == 1
 
 
 def test_identities_of_what_was_folded_are_looked_through_unless_somebody_watches_them() -> None:

@@ -8,8 +8,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
+import sparsekern as sk
 from sparsekern._native import native
+from sparsekern.plan import ConvRequest, Request, select, select_conv
 
 ROOT = Path(__file__).resolve().parents[2]
 # The table lists every kernel of the library; a library for another processor has fewer.
@@ -32,6 +35,20 @@ def test_generated_tables_are_current(name: str) -> None:
     text = (ROOT / name).read_text()
     assert "<!-- table: " in text
     assert generator().render(text) == text, "run `make docs`"
+
+
+@full_table
+@pytest.mark.parametrize("granularity", [sk.Unstructured(), sk.Block(16, 1), sk.NM(2, 4), sk.Channel()], ids=str)
+def test_the_support_table_says_who_multiplies(granularity: sk.layouts.Granularity) -> None:
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in generator().support_matrix().splitlines()]
+    ways = {"cpu": "kernel", "rows": "kept rows", "reference": "reference"}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        conv = select_conv(ConvRequest(granularity, (16, 16, 3, 3), 1, dtype, "cpu"))
+        linear = select(Request(granularity, (16, 16), dtype, "cpu"))
+        for layer, backend in (("Linear", linear), ("Conv2d", conv)):
+            kind, weights = f"{granularity.kind} (any)", str(dtype).removeprefix("torch.")
+            said = [row[3:] for row in rows if row[:2] == [layer, kind] and weights in row[2].split(", ")]
+            assert said == [[ways[backend.name]] * 5]
 
 
 def test_pre_commit_pins_the_tools_of_the_dev_extra() -> None:
