@@ -86,8 +86,11 @@ struct PlaneLayout {
   int64_t rows;     // of a plane
   int64_t channel;  // floats from a channel to the next
 
+  // Always inlined: a function of its own in the file of an instruction set could be linked into
+  // others.
   template <class T>
-  PlaneLayout(const ConvCallOf<T>& call, int64_t out_rows, int64_t most_step)
+  __attribute__((always_inline)) PlaneLayout(const ConvCallOf<T>& call, int64_t out_rows,
+                                             int64_t most_step)
       : height(call.height, most_step),
         width(call.width, most_step),
         pitch(width.length(call.width.out)),
